@@ -1,0 +1,555 @@
+"""The errors of hpcdist.
+
+    HpcdistError                      everything below; `except HpcdistError` catches all of it
+    ├── RemoteException               a call failed, on another process or by a self call
+    │   └── RemoteException[X]        the same, and an X too: made on demand, so `except X` works
+    ├── ProcessExitedException        a process that was needed is gone
+    ├── ChannelClosed                 put on, or take from, a closed channel
+    ├── LaunchError                   workers did not come up
+    └── CompositeException            several of these at once; an ExceptionGroup
+    RemoteCause                       stands in for a cause that could not travel
+
+Workers import this module before anything else, so the heavier parts of the standard library
+(pickle, traceback, weakref) are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from traceback import TracebackException
+    from types import TracebackType
+    from typing import Any, Self, TypeAlias
+    from weakref import WeakKeyDictionary, ref
+
+    # How an exception travels: its class, args, __dict__, and the members that live in C or slots.
+    Parts: TypeAlias = tuple[type[BaseException], tuple[Any, ...], dict[str, Any], dict[str, Any]]
+
+__all__ = [
+    "ChannelClosed",
+    "CompositeException",
+    "HpcdistError",
+    "LaunchError",
+    "ProcessExitedException",
+    "RemoteCause",
+    "RemoteException",
+    "decode_error",
+    "encode_error",
+]
+
+_INDENT = "    "
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, Include/object.h: set on every class made at run time
+_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_REMOTE = "_hpcdist_remote"  # the one key of ours in the __dict__ of a RemoteException
+
+
+class HpcdistError(Exception):
+    """Base of every error that hpcdist raises about the cluster."""
+
+
+class RemoteCause(Exception):
+    """Stands in for an exception that could not be pickled, or not rebuilt on this side.
+
+    Args:
+        type_name: The class it stands for, with its module.
+        text: What Python prints below a traceback of it: the type and the message.
+    """
+
+    type_name = "Exception"
+
+    def __init__(self, type_name: str, text: str) -> None:
+        super().__init__(type_name, text)
+        self.type_name = type_name
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class RemoteException(HpcdistError):
+    """A call failed on process `pid`.
+
+    An instance is made by `RemoteException.make`, and then is also an instance of the original's
+    class wherever such a class can be made.
+
+    >>> error = RemoteException.make(2, ZeroDivisionError("division by zero"), "")
+    >>> isinstance(error, ZeroDivisionError), error.pid, error.cause
+    (True, 2, ZeroDivisionError('division by zero'))
+    >>> print(error)
+    On worker 2:
+    ZeroDivisionError: division by zero
+    """
+
+    # The user's class may bring its own versions of these, which expect its own __init__ to have
+    # run, or refuse to be written to. RemoteException comes first among the bases, so these win.
+    __getattribute__ = Exception.__getattribute__
+    __setattr__ = Exception.__setattr__
+    __eq__ = Exception.__eq__
+    __hash__ = Exception.__hash__
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        return _static_base(cls).__new__(cls)
+
+    def __init__(self, pid: int, cause: BaseException, traceback: str = "") -> None:
+        # Not super(): that would run the __init__ of the user's class.
+        BaseException.__init__(self, *_args_of(cause))
+        self.__dict__[_REMOTE] = (pid, cause, traceback)
+        # Python prints __cause__ above this exception. The text of a nested RemoteException is
+        # long and stands in our own str() already: it would be shown twice.
+        self.__cause__ = None if isinstance(cause, RemoteException) else cause
+        self.__suppress_context__ = True
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Stop here: the user's class must not take ours for a new subclass of its own."""
+
+    @staticmethod
+    def make(pid: int, cause: BaseException, traceback_text: str) -> RemoteException:
+        """Return the error for `cause` on process `pid`, catchable as the cause's own class."""
+        try:
+            kind = _remote_class(type(cause))
+            made = kind.__new__(kind)
+            if kind is not RemoteException:
+                _set_parts(made, *_visible_parts(cause))
+            RemoteException.__init__(made, pid, cause, traceback_text)
+            repr(made)
+        except Exception:  # Any class of the user's may be in the way; the plain form never is.
+            return RemoteException(pid, cause, traceback_text)
+        return made
+
+    @property
+    def pid(self) -> int:
+        """The process on which the call failed."""
+        pid: int = self.__dict__[_REMOTE][0]
+        return pid
+
+    @property
+    def cause(self) -> BaseException:
+        """The original exception, or a `RemoteCause` in its place."""
+        cause: BaseException = self.__dict__[_REMOTE][1]
+        return cause
+
+    @property
+    def traceback(self) -> str:
+        """The traceback as that process would have printed it."""
+        text: str = self.__dict__[_REMOTE][2]
+        return text
+
+    def __str__(self) -> str:
+        if not self.traceback:
+            return f"{self._place()}\n{_exception_only(self.cause)}"
+        return f"{self._place()}\n{_summary(self.cause)}\n{self.traceback.rstrip()}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(pid={self.pid}, cause={_safely(repr, self.cause)})"
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        data = _encode(self.pid, self.cause, self.traceback)
+        return _rebuild_remote, (data, self.__dict__.get("__notes__"))
+
+    def _place(self) -> str:
+        return f"On {'process' if self.pid == 1 else 'worker'} {self.pid}:"
+
+
+class ProcessExitedException(HpcdistError):
+    """A process is gone, and with it what was asked of it.
+
+    Args:
+        pid: The process.
+        why: A signal, an exit code, a scheduler's verdict: as much as is known.
+        host: Where it ran.
+        stderr: The last lines it wrote there, as far as they were ours to collect.
+
+    >>> print(ProcessExitedException(3, "killed by signal 9 (SIGKILL)", "node7"))
+    Worker 3 on node7 has exited: killed by signal 9 (SIGKILL).
+    """
+
+    def __init__(self, pid: int, why: str = "", host: str = "", stderr: Iterable[str] = ()) -> None:
+        self.pid = pid
+        self.why = why
+        self.host = host
+        self.stderr = list(stderr)
+        super().__init__(pid, why, host, self.stderr)
+
+    def __str__(self) -> str:
+        who = f"{'Process' if self.pid == 1 else 'Worker'} {self.pid}"
+        place = f" on {self.host}" if self.host else ""
+        why = f": {self.why.rstrip().rstrip('.')}" if self.why else ""
+        return "\n".join([f"{who}{place} has exited{why}.", *_indented(self.stderr)])
+
+
+class ChannelClosed(HpcdistError):
+    """The channel is closed, and what it still held has been taken."""
+
+    def __init__(self, message: str = "the channel is closed") -> None:
+        super().__init__(message)
+
+
+class LaunchError(HpcdistError):
+    """Workers did not come up.
+
+    Args:
+        message: One sentence: what went wrong.
+        phase: How far the launch had come, such as "submit" or "connect".
+        command: What was run.
+        output: The last lines it printed.
+        fix: The likely remedy, as a sentence.
+        pids: Workers that did come up, and stay.
+        jobs: The scheduler's ids of the jobs concerned.
+
+    >>> print(LaunchError("mpiexec was not found", phase="start", command=["mpiexec", "-n", "2"],
+    ...                   fix="Load the MPI module first."))
+    mpiexec was not found (phase: start)
+    What was run: mpiexec -n 2
+    Load the MPI module first.
+    """
+
+    def __init__(
+        self,
+        message: str = "the workers did not come up",
+        *,
+        phase: str = "",
+        command: str | Sequence[str] = (),
+        output: str | Iterable[str] = (),
+        fix: str = "",
+        pids: Iterable[int] = (),
+        jobs: Iterable[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.phase = phase
+        self.command = command
+        self.output = output.splitlines() if isinstance(output, str) else list(output)
+        self.fix = fix
+        self.pids = list(pids)
+        self.jobs = list(jobs)
+
+    def __str__(self) -> str:
+        lines = [str(self.args[0]) + (f" (phase: {self.phase})" if self.phase else "")]
+        if self.jobs:
+            lines.append("Jobs: " + ", ".join(map(str, self.jobs)))
+        if self.command:
+            lines.append("What was run: " + _command_line(self.command))
+        if self.output:
+            lines += ["The last it printed:", *_indented(self.output)]
+        if self.pids:
+            lines.append("Workers that did come up: " + ", ".join(map(str, self.pids)))
+        if self.fix:
+            lines.append(self.fix)
+        return "\n".join(lines)
+
+
+class CompositeException(HpcdistError, ExceptionGroup[Exception]):
+    """Several errors of one operation, usually one per process.
+
+    >>> errors = [RemoteException.make(pid, ValueError("no"), "") for pid in (2, 3, 4)]
+    >>> print(CompositeException("everywhere failed", errors))
+    On worker 2: ValueError: no …and 2 more
+    """
+
+    def derive(self, excs: Sequence[Any]) -> CompositeException:  # type: ignore[override]
+        """Return the same with other members; `split` and `except*` ask for it."""
+        return CompositeException(self.message, excs)
+
+    def __str__(self) -> str:
+        first, *others = self.exceptions
+        return _summary(first) + (f" …and {len(others)} more" if others else "")
+
+
+def encode_error(exc: BaseException, pid: int, *, hide: str = _OWN_FOLDER) -> bytes:
+    """Return the bytes from which `decode_error` makes a RemoteException.
+
+    Never fails: what cannot be pickled is replaced by its name and its text.
+
+    Args:
+        exc: The exception, as caught where the call ran.
+        pid: The process it was caught on.
+        hide: Outermost frames of files below this path are left out of the traceback's text.
+    """
+    return _encode(pid, exc, _traceback_text(exc, hide))
+
+
+def decode_error(data: bytes) -> RemoteException:
+    """Return the RemoteException that `encode_error` described."""
+    import pickle
+
+    pid, type_name, text, traceback_text, body = pickle.loads(data)
+    return RemoteException.make(pid, _load_cause(type_name, text, body), traceback_text)
+
+
+def _encode(pid: int, cause: BaseException, traceback_text: str) -> bytes:
+    import pickle
+
+    if isinstance(cause, RemoteCause):  # It stands for something: a second one would not.
+        type_name, text, body = cause.type_name, str(cause), None
+    else:
+        type_name, text, body = _type_name(cause), _exception_only(cause), _dump_cause(cause)
+    return pickle.dumps((pid, type_name, text, traceback_text, body), protocol=5)
+
+
+def _rebuild_remote(data: bytes, notes: list[str] | None) -> RemoteException:
+    error = decode_error(data)
+    for note in notes or ():
+        error.add_note(note)
+    return error
+
+
+# -- The cause on the wire ------------------------------------------------------------------------
+#
+# Exceptions pickle as "class, args" and are rebuilt by calling the class, which fails for each one
+# whose __init__ takes something else than its args. Hence those without a pickling of their own
+# travel as their parts, and their __init__ is not called again.
+
+
+def _dump_cause(cause: BaseException) -> bytes | None:
+    """Return the pickled cause, or None when that is impossible."""
+    try:
+        return _dumps(_parts(cause) if _pickles_by_default(type(cause)) else cause)
+    except Exception:  # Pickling runs the user's code: it may raise whatever it likes.
+        return None
+
+
+def _load_cause(type_name: str, text: str, body: bytes | None) -> BaseException:
+    """Return the cause, or the stand-in that names it."""
+    import pickle
+
+    if body is not None:
+        try:
+            loaded = pickle.loads(body)
+            if isinstance(loaded, tuple):
+                loaded = _from_parts(*loaded)
+            if isinstance(loaded, BaseException):
+                return loaded
+        except (Exception, SystemExit):  # Unpickling runs the user's code, missing modules and all.
+            pass
+    return RemoteCause(type_name, text)
+
+
+def _dumps(value: object) -> bytes:
+    """Pickle by reference what an import finds on the other side, and the rest by value."""
+    import pickle
+
+    try:
+        data = pickle.dumps(value, protocol=5)
+        if b"__main__" not in data:  # The other side has a __main__ of its own.
+            return data
+    except Exception:  # Whatever plain pickle trips over, cloudpickle may manage.
+        pass
+    import cloudpickle  # type: ignore[import-untyped, unused-ignore]
+
+    by_value: bytes = cloudpickle.dumps(value, protocol=5)
+    return by_value
+
+
+def _pickles_by_default(kind: type[BaseException]) -> bool:
+    import copyreg
+
+    return (
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is _static_base(kind).__reduce__
+        and getattr(kind, "__setstate__", None) is getattr(BaseException, "__setstate__", None)
+        and kind not in copyreg.dispatch_table
+        and not issubclass(kind, BaseExceptionGroup)  # Its members live where only __new__ writes.
+    )
+
+
+def _parts(cause: BaseException) -> Parts:
+    return type(cause), _args_of(cause), dict(vars(cause)), _members(cause)
+
+
+def _visible_parts(cause: BaseException) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the RemoteException for `cause` takes over from it.
+
+    Left out is what Python would print a second time (notes), or would use to look for similar
+    names in the frames of *this* process ("Did you mean …").
+    """
+    state = {key: value for key, value in vars(cause).items() if key != "__notes__"}
+    return state, {} if isinstance(cause, NameError | AttributeError) else _members(cause)
+
+
+def _from_parts(
+    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], members: dict[str, Any]
+) -> BaseException:
+    kind = _main_class(kind)
+    made = _static_base(kind).__new__(kind)
+    _set_parts(made, state, members)
+    BaseException.args.__set__(made, args)  # type: ignore[attr-defined]
+    return made
+
+
+def _main_class(kind: type[BaseException]) -> type[BaseException]:
+    """Return this process' own `__main__` class of that name, which `except` clauses here mean."""
+    if kind.__module__ != "__main__":
+        return kind
+    found: object = sys.modules.get("__main__")
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else kind
+
+
+def _set_parts(made: BaseException, state: dict[str, Any], members: dict[str, Any]) -> None:
+    vars(made).update(state)
+    for name, value in members.items():
+        BaseException.__setattr__(made, name, value)
+
+
+# What C members, C properties and slots are called from.
+_DESCRIPTORS = tuple(type(vars(OSError)[name]) for name in ("errno", "characters_written"))
+
+
+def _members(exc: BaseException) -> dict[str, Any]:
+    """Return what an exception holds outside its `__dict__` and args: errno, slots and the like."""
+    found: dict[str, Any] = {}
+    for kind in type(exc).__mro__:
+        if kind in (Exception, BaseException, object):
+            continue
+        for name, descriptor in vars(kind).items():
+            if not isinstance(descriptor, _DESCRIPTORS) or name.startswith("__"):
+                continue
+            if kind is AttributeError and name == "obj":  # Of any size, and of no use elsewhere.
+                continue
+            try:
+                value = descriptor.__get__(exc)
+            except (AttributeError, TypeError):  # Never set.
+                continue
+            if value is not None:
+                found.setdefault(name, value)
+    return found
+
+
+def _args_of(exc: BaseException) -> tuple[Any, ...]:
+    args: tuple[Any, ...] = BaseException.args.__get__(exc)  # type: ignore[attr-defined]
+    return args
+
+
+# -- Classes that are both ours and the user's ----------------------------------------------------
+
+# Weak on both sides: a class of the user's, redefined again and again, can go.
+_classes: WeakKeyDictionary[type[BaseException], ref[type[RemoteException]]] | None = None
+
+
+def _remote_class(kind: type[BaseException]) -> type[RemoteException]:
+    """Return the class to use for causes of class `kind`: RemoteException, or one below it."""
+    global _classes
+    if not _may_be_shown_as(kind):
+        return RemoteException
+    if _classes is None:
+        from weakref import WeakKeyDictionary
+
+        _classes = WeakKeyDictionary()
+    known = _classes.get(kind)
+    made = known() if known is not None else None
+    if made is None:
+        from weakref import ref
+
+        name = f"RemoteException[{kind.__name__}]"
+        space = {"__module__": RemoteException.__module__, "__doc__": RemoteException.__doc__}
+        # A class whose metaclass is not `type` needs its own; one that refuses is shown plainly.
+        metaclass: Any = type(kind)
+        made = metaclass(name, (RemoteException, kind), space)
+        _classes[kind] = ref(made)
+    return made
+
+
+def _may_be_shown_as(kind: type[BaseException]) -> bool:
+    # A StopIteration ends loops and generators silently, a TimeoutError means that a deadline of
+    # ours has passed, a HpcdistError speaks of this process' cluster: not so from elsewhere.
+    return (
+        issubclass(kind, Exception)
+        and kind not in (Exception, RemoteCause)
+        and not issubclass(kind, (StopIteration, StopAsyncIteration, BaseExceptionGroup))
+        and not issubclass(kind, (TimeoutError, HpcdistError))
+    )
+
+
+def _static_base(kind: type[BaseException]) -> type[BaseException]:
+    """Return the built-in class that `kind` is laid out as; its `__new__` runs no user code."""
+    # Along __base__, not the MRO: this is the line that Python itself checks a __new__ against.
+    base: Any = kind
+    while base.__flags__ & _HEAP_TYPE:
+        base = base.__base__
+    return base  # type: ignore[no-any-return]
+
+
+# -- Text -----------------------------------------------------------------------------------------
+
+
+def _safely(show: Any, value: object) -> str:
+    try:
+        return str(show(value))
+    except Exception:  # The user's __str__ or __repr__.
+        return f"<{type(value).__name__}: no text>"
+
+
+def _type_name(exc: BaseException) -> str:
+    kind = type(exc)
+    if kind.__module__ in ("builtins", "__main__"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _summary(exc: BaseException) -> str:
+    """Return the error in one line."""
+    if isinstance(exc, RemoteException):
+        return f"{exc._place()} {_summary(exc.cause)}"
+    text = _safely(str, exc)
+    if not isinstance(exc, RemoteCause):
+        text = f"{_type_name(exc)}: {text}" if text else _type_name(exc)
+    first, *more = text.splitlines() or [""]
+    return f"{first} …" if more else first
+
+
+def _exception_only(exc: BaseException) -> str:
+    """Return what Python prints below the frames: type, message, notes."""
+    if isinstance(exc, RemoteCause):
+        return str(exc)
+    from traceback import format_exception_only
+
+    try:
+        return "".join(format_exception_only(exc)).rstrip("\n")
+    except Exception:  # Notes, names, texts: all of it is the user's.
+        return _summary(exc)
+
+
+def _traceback_text(exc: BaseException, hide: str) -> str:
+    from traceback import TracebackException
+
+    try:
+        frames = _without_top(exc.__traceback__, hide)
+        shown = TracebackException(type(exc), exc, frames, compact=True)
+        _drop_repeated_causes(shown, set())
+        return "".join(shown.format())
+    except Exception:  # As above; an error about an error must not take the worker down.
+        return _exception_only(exc)
+
+
+def _without_top(frames: TracebackType | None, hide: str) -> TracebackType | None:
+    """Return the frames below the first ones of ours; all of them where there are no others."""
+    inner = frames
+    while hide and inner is not None and inner.tb_frame.f_code.co_filename.startswith(hide):
+        inner = inner.tb_next
+    return inner if inner is not None else frames
+
+
+def _drop_repeated_causes(shown: TracebackException | None, seen: set[int]) -> None:
+    """Leave out the cause of a RemoteException: its text holds it."""
+    if shown is None or id(shown) in seen:
+        return
+    seen.add(id(shown))
+    if shown.exc_type is not None and issubclass(shown.exc_type, RemoteException):
+        shown.__cause__ = None
+    for inner in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
+        _drop_repeated_causes(inner, seen)
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [_INDENT + line.rstrip("\n") for line in lines]
+
+
+def _command_line(command: str | Sequence[str]) -> str:
+    if isinstance(command, str):
+        return command
+    from shlex import join
+
+    return join(map(str, command))

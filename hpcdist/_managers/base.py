@@ -1,0 +1,117 @@
+"""The contract of a cluster manager: how workers are started, watched and ended.
+
+A manager of one's own subclasses ClusterManager and writes `launch`; the rest has defaults.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class WorkerConfig:
+    """What a manager knows of a worker it has started (or of `count` equal ones)."""
+
+    host: str | None = None
+    port: int | None = None
+    count: int = 1
+    process: Any = None
+    os_pid: int | None = None
+    job_id: str | None = None
+    ident: Any = None
+    connect_idents: Iterable[Any] = ()
+    userdata: Any = None
+
+
+@dataclass
+class Settings:
+    """What a launch was asked for, apart from how many workers: see `addprocs`."""
+
+    dir: str
+    env: dict[str, str]
+    python: str
+    exeflags: list[str]
+    topology: str
+    concurrency: int | None
+    timeout: float
+    isolation: str
+    min_workers: int | None
+    enable_threaded_blas: bool
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class ClusterManager:
+    """Starts workers somewhere. Subclass it and write `launch`."""
+
+    # Names of parameters of the manager's own, beyond the common ones; None: any.
+    own_params: Iterable[str] | None = None
+
+    def launch(self, params: dict[str, Any]) -> Iterable[WorkerConfig]:
+        """Start workers with `self.worker_command(params)` and yield their configs as they start.
+
+        Args:
+            params: The parameters of `addprocs`, with defaults filled in.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how to launch workers")
+
+    def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
+        """Take note of "register", "deregister", "interrupt" or "finalize" of a worker."""
+
+    def kill(self, pid: int, config: WorkerConfig) -> None:
+        """End a worker that did not leave when it was asked."""
+        process = config.process
+        if process is not None and hasattr(process, "kill"):
+            process.kill()
+
+    def connect(self, pid: int, config: WorkerConfig) -> Any:
+        """Return the (reader, writer) to reach a worker by, or None: it dials in."""
+        return None
+
+    def default_addprocs_params(self) -> dict[str, Any]:
+        """Return what `addprocs` uses where its caller says nothing."""
+        return default_addprocs_params()
+
+    def worker_command(self, params: dict[str, Any]) -> list[str]:
+        """Return the command that becomes a worker of this launch, as an argv."""
+        flags = params.get("exeflags") or []
+        return [
+            params.get("python") or sys.executable,
+            *flags,
+            "-m",
+            "hpcdist",
+            "worker",
+            "--join",
+            params["join"],
+        ]
+
+
+def default_addprocs_params(manager: ClusterManager | None = None) -> dict[str, Any]:
+    """Return what `addprocs` uses where its caller says nothing.
+
+    Example:
+        >>> import hpcdist
+        >>> hpcdist.default_addprocs_params()["topology"]
+        'all_to_all'
+    """
+    if manager is not None:
+        return manager.default_addprocs_params()
+    import os
+
+    from hpcdist import _config
+
+    return {
+        "dir": os.getcwd(),
+        "env": {},
+        "python": sys.executable,
+        "exeflags": [],
+        "topology": "all_to_all",
+        "lazy": True,
+        "enable_threaded_blas": False,
+        "concurrency": 1,
+        "timeout": _config.setting("timeout", 60.0),
+        "isolation": "auto",
+        "min_workers": None,
+    }

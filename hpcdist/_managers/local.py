@@ -1,0 +1,69 @@
+"""Workers on this machine: `addprocs(4)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcdist._managers import roster
+from hpcdist._managers.base import ClusterManager
+from hpcdist._managers.launch import Launch
+from hpcdist._managers.launching import Keeper, find_mpi, launch_op, scrubbed
+
+
+class LocalManager(ClusterManager):
+    """Starts workers on this machine, as one MPI world in which one death stays one death.
+
+    Args:
+        n: How many.
+    """
+
+    own_params = ()
+
+    def __init__(self, n: int) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise ValueError(f"the number of workers is an int of 0 or more, not {n!r}")
+        self.n = n
+
+    def __repr__(self) -> str:
+        return f"LocalManager({self.n})"
+
+    def start(self, launch: Launch) -> None:
+        """Start the workers under a keeper."""
+        settings = launch.settings
+        how: Any = "plain"
+        mpi = None
+        if settings.isolation != "process":
+            mpi = find_mpi(settings.python)
+            how = mpi.how or ("mpirun" if settings.isolation == "world" else "plain")
+        start_keeper(launch, how, self.n, mpi)
+
+
+def start_keeper(launch: Launch, how: Any, size: int, mpi: Any, command: Any = ()) -> None:
+    """Start a keeper with the ranks of one launch."""
+    import os
+
+    settings = launch.settings
+    launch.expected = size
+    launch.first = roster.reserve(size)
+    launch.mpi = how != "plain"
+    launch.save_join(how=how, mpi=launch.mpi)
+    if how == "mpirun" and settings.exeflags and not command:
+        command = [settings.python, *settings.exeflags]
+        command += ["-m", "hpcdist", "worker", "--join", launch.join_file]
+    op = launch_op(
+        how,
+        size,
+        join=launch.join_file,
+        directory=launch.folder,
+        mpi=mpi,
+        python=settings.python,
+        command=command,
+        env=launch.env,
+        path=launch.join["path"],
+        cwd=settings.dir,
+    )
+    environ = {**scrubbed(os.environ), **launch.env}
+    keeper = Keeper(settings.python, environ=environ)
+    launch.command = " ".join(op["argv"]) or " ".join(map(str, keeper.process.args))  # type: ignore[arg-type]
+    launch.watch(keeper)
+    keeper.send(op)

@@ -1,0 +1,249 @@
+"""Pid 1's book of workers: who registered, who is leaving, who died and why."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from hpcdist import _log
+from hpcdist._errors import ProcessExitedException
+from hpcdist._managers.base import ClusterManager, WorkerConfig
+from hpcdist._monitor import output
+from hpcdist._parallel.everywhere import replay
+from hpcdist._runtime.controls import DIED, INTERRUPT, JOINED, LEAVE, LEFT, WELCOME
+from hpcdist._runtime.members import Member
+from hpcdist._runtime.node import node
+from hpcdist._transport.link import Link
+from hpcdist._transport.progress import Slot
+from hpcdist._transport.router import Peer
+
+if TYPE_CHECKING:
+    from hpcdist._managers.launch import Launch
+
+_VERDICT = 0.2  # how long a death is held back for its reason
+_INTERRUPT_AFTER, _TERM_AFTER, _KILL_AFTER = 5.0, 9.0, 12.0
+
+
+class State(enum.Enum):
+    """Where a worker is in its life. It only ever moves forward."""
+
+    REGISTERED = "registered"
+    LEAVING = "leaving"
+    GONE = "gone"
+
+
+class Record:
+    """What pid 1 knows of one worker."""
+
+    def __init__(
+        self,
+        pid: int,
+        member: Member,
+        manager: ClusterManager,
+        config: WorkerConfig,
+        launch: Launch | None,
+    ) -> None:
+        self.pid = pid
+        self.member = member
+        self.manager = manager
+        self.config = config
+        self.launch = launch
+        self.state = State.REGISTERED
+        self.since = time.time()
+        self.why: str | None = None  # the keeper's or the scheduler's word on how it ended
+        self.dying = False
+        self.ended: list[Slot] = []
+
+    @property
+    def parks(self) -> bool:
+        """Whether the worker has to stay, unseen, until its whole world ends."""
+        return self.launch is None or not self.launch.ranks_may_leave
+
+
+lock = threading.RLock()  # guards the book
+book: dict[int, Record] = {}
+_next = 2
+
+
+def reserve(count: int) -> int:
+    """Set pids aside; return the first. They are never given twice."""
+    global _next
+    with lock:
+        first = _next
+        _next += count
+    return first
+
+
+def register(
+    pid: int,
+    member: Member,
+    manager: ClusterManager,
+    config: WorkerConfig,
+    launch: Launch | None,
+    link: Link | None,
+    welcome: dict[str, Any],
+) -> None:
+    """Take a worker in: tell it who it is, and the others that it is there."""
+    with lock:
+        record = book[pid] = Record(pid, member, manager, config, launch)
+        others = list(node.members.living.items())
+        peer = node.peers.get(pid)
+        if peer is None:
+            peer = Peer(pid, node.progress)
+        if link is not None:
+            peer.link = link
+            link.peer = peer
+            told = {**welcome, "me": pid, "members": [*others, (pid, member)]}
+            peer.control(WELCOME, 0, pickle.dumps(told, 5))
+        node.peers[pid] = peer
+        node.members.add(pid, member)
+        replay(pid)
+        tell_all(JOINED, [(pid, member)], [p for p, _ in others])
+        node.progress.nudge()
+        if link is not None:
+            link.begin()
+    _manage(record, "register")
+
+
+def reserve_up_to(count: int) -> None:
+    """Never give pids up to `count` to anyone: the ranks of an MPI launch have them."""
+    global _next
+    with lock:
+        _next = max(_next, count + 1)
+
+
+def note(pid: int, member: Member, manager: ClusterManager, config: WorkerConfig) -> None:
+    """Take in a rank of an MPI launch, which knows everything already."""
+    with lock:
+        book[pid] = Record(pid, member, manager, config, None)
+        node.members.add(pid, member)
+
+
+def tell_all(op: int, what: Any, pids: Iterable[int]) -> None:
+    """Send a control to some workers."""
+    body = pickle.dumps(what, 5)
+    for pid in pids:
+        peer = node.peers.get(pid)
+        if peer is not None and peer.alive:
+            peer.control(op, 0, body)
+
+
+def _manage(record: Record, op: str) -> None:
+    try:
+        record.manager.manage(record.pid, record.config, op)
+    except Exception as exc:  # the user's code; a worker's fate does not hang on it
+        _log.log("warning", f"{type(record.manager).__name__}.manage({op!r}) failed: {exc!r}")
+
+
+# Ends
+
+
+def lost_link(link: Link) -> None:
+    """A worker's link ended: it is dead, or as good as dead."""
+    if link.peer is not None:
+        fade(link.peer.pid)
+
+
+def fade(pid: int, why: str | None = None) -> None:
+    """A worker is dying. Its reason may still be on its way; wait a moment for it."""
+    record = book.get(pid)
+    if record is None or record.state is State.GONE:
+        return
+    if why is not None:
+        record.why = why
+    if record.why is not None or record.launch is None or not record.launch.has_keeper:
+        bury(record)
+    elif not record.dying:
+        record.dying = True
+        node.progress.call_later(_VERDICT, lambda: bury(record))
+
+
+def bury(record: Record) -> None:
+    """A worker is dead: end everything that waits for it, here and everywhere."""
+    with lock:
+        if record.state is State.GONE:
+            return
+        leaving = record.state is State.LEAVING
+        record.state = State.GONE
+    why = record.why or "its connection ended"
+    if leaving:
+        why = "removed"
+    tail = list(output.tails.pop(record.pid, ()))
+    death = ProcessExitedException(record.pid, why, record.member.host, () if leaving else tail)
+    node.died(record.pid, death, parked=leaving and record.parks)
+    news = (record.pid, why, record.member.host, list(death.stderr))
+    tell_all(DIED, news, node.members.living)
+    node.progress.soon()
+    _manage(record, "deregister")
+    if record.launch is not None:
+        record.launch.lost(record.pid)
+    for slot in record.ended:
+        node.complete(slot)
+
+
+def dismiss(record: Record) -> None:
+    """Ask a worker to leave; it is made to if it does not."""
+    with lock:
+        if record.state is not State.REGISTERED:
+            return
+        record.state = State.LEAVING
+        node.members.living.pop(record.pid, None)
+    tell_all(LEFT, record.pid, node.members.living)
+    if record.parks:
+        # A launcher that ends with any of its ranks: the rank sleeps and leaves with the world.
+        bury(record)
+        return
+    peer = node.peers.get(record.pid)
+    if peer is not None and peer.alive:
+        peer.control(LEAVE)
+        node.progress.nudge()
+    later = node.progress.call_later
+    later(_INTERRUPT_AFTER, lambda: _interrupt(record))
+    later(_TERM_AFTER, lambda: _force(record, 15))
+    later(_KILL_AFTER, lambda: _force(record, 9))
+
+
+def _interrupt(record: Record) -> None:
+    peer = node.peers.get(record.pid)
+    if record.state is State.LEAVING and peer is not None and peer.alive:
+        peer.control(INTERRUPT)
+
+
+def _force(record: Record, signal: int) -> None:
+    if record.state is not State.LEAVING:
+        return
+    launch = record.launch
+    if launch is not None and launch.signal(record.pid, signal):
+        return
+    node.turns.background(lambda: record.manager.kill(record.pid, record.config))
+
+
+def force(record: Record) -> None:
+    """Kill a worker now."""
+    _force(record, 9)
+
+
+def interrupt(record: Record) -> None:
+    """Interrupt a worker that is leaving and still busy."""
+    _interrupt(record)
+
+
+def interrupt_now(record: Record) -> None:
+    """Interrupt a worker that is busy."""
+    peer = node.peers.get(record.pid)
+    if peer is not None and peer.alive:
+        peer.control(INTERRUPT)
+        node.progress.nudge()
+
+
+def slot_of_end(record: Record) -> Slot | None:
+    """Return a slot that is ready when the worker is gone; None if it is already."""
+    slot = Slot()
+    record.ended.append(slot)
+    if record.state is State.GONE:
+        return None
+    return slot

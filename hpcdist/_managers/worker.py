@@ -1,0 +1,379 @@
+"""A worker: dials pid 1, learns who it is, runs calls until told to leave."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+from hpcdist import _errors, _log
+from hpcdist._managers.processes import adopt_output
+from hpcdist._monitor import output
+from hpcdist._remote import calls, remote_channels  # noqa: F401  (registers its handlers)
+from hpcdist._runtime.controls import DIED, JOINED, LEAVE, LEFT, STATUS, WELCOME
+from hpcdist._runtime.members import Member
+from hpcdist._runtime.node import node
+from hpcdist._transport.bells import Bells
+from hpcdist._transport.link import Link
+from hpcdist._transport.progress import Slot
+from hpcdist._transport.router import Peer
+from hpcdist._wire import frames, greeting
+from hpcdist._wire.frames import Buffer
+
+_GREETING = 10.0
+_FINALIZE = 5.0
+
+
+def work(join: str) -> NoReturn:
+    """Be a worker of the launch that a join file describes. Never returns."""
+    code = 1
+    try:
+        Worker(join).run()
+        code = 0
+    except BaseException as exc:  # the edge of this process
+        _report(exc)
+    leave(code)
+
+
+def _report(exc: BaseException) -> None:
+    stream = sys.__stderr__
+    if stream is not None:
+        import traceback
+
+        traceback.print_exception(exc, file=stream)
+
+
+class Worker:
+    """This process as a worker."""
+
+    def __init__(self, join: str) -> None:
+        with open(join) as file:
+            self.join = json.load(file)
+        self.folder: str = self.join["dir"]
+        self.cookie = bytes.fromhex(self.join["cookie"])
+        self.rank = _rank()
+        self.comm: Any = None
+        self.bells: Bells | None = None
+        self.listener: socket.socket | None = None
+        self.welcome = Slot()
+
+    def run(self) -> None:
+        """Join, and run calls until told to leave."""
+        if self.join["how"] == "mpirun":
+            adopt_output(self.folder, self.rank)
+        _become_worker(self.join.get("path") or [])
+        if self.join.get("cwd"):
+            os.chdir(self.join["cwd"])
+        os.environ.update(self.join.get("env") or {})
+        sock = self._dial()
+        address = self._listen()
+        facts = self._start_mpi() if self.join["mpi"] else {}
+        greeting.send_hello(sock, {"address": address, **facts})
+        self._serve(sock)
+
+    def _dial(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(self.join["socket"])
+        hello = {
+            "kind": "worker",
+            "rank": self.rank,
+            "host": socket.gethostname(),
+            "os_pid": os.getpid(),
+            "python": sys.version.split()[0],
+            "ident": os.environ.get("HPCDIST_IDENT"),
+        }
+        greeting.dial(sock, self.cookie, hello, _GREETING)
+        return sock
+
+    def _listen(self) -> str:
+        path = os.path.join(self.folder, f"w{self.rank}")
+        self.listener = listen(path)
+        return path
+
+    def _start_mpi(self) -> dict[str, Any]:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI
+
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        self.comm = MPI.COMM_WORLD.Dup()
+        self.comm.Set_errhandler(MPI.ERRORS_RETURN)
+        size = self.comm.Get_size()
+        self.bells = Bells(self.folder, self.comm.Get_rank(), size)
+        return {
+            "size": size,
+            "mpi_rank": self.comm.Get_rank(),
+            "library": MPI.Get_library_version().splitlines()[0].strip("\0 "),
+            "multiple": MPI.Query_thread() >= MPI.THREAD_MULTIPLE,
+        }
+
+    def _serve(self, sock: socket.socket) -> None:
+        node.serving = True
+        node.start()
+        link = Link(sock, node.progress, node.deliver, _lost_master)
+        master = Peer(1, node.progress)
+        master.link = link
+        link.peer = master
+        node.peers[1] = master
+        node.handlers[WELCOME] = self._on_welcome
+        link.begin()
+        node.progress.wait(self.welcome, time.monotonic() + float(self.join["timeout"]))
+        signal.signal(signal.SIGINT, node.turns.on_sigint)
+        node.turns.serve()
+        _say_goodbye()
+
+    def _on_welcome(self, peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+        told = pickle.loads(body)
+        node.me = told["me"]
+        node.topology = told["topology"]
+        node.turns.set_limit(told["concurrency"])
+        if self.comm is not None:
+            self._open_plane(told["first"])
+        assert self.listener is not None
+        accept_links(self.listener, self.cookie)
+        _greetings["cookie"] = self.cookie
+        if told["topology"] != "all_to_all":
+            node.forbidden = _forbidden
+        for pid, member in told["members"]:
+            meet(pid, member)
+        output.forward()
+        node.progress.complete(self.welcome)
+
+    def _open_plane(self, first: int) -> None:
+        open_plane(self.comm, self.bells, {rank: first + rank for rank in range(self.comm.size)})
+
+
+def open_plane(comm: Any, bells: Bells | None, pids: dict[int, int]) -> None:
+    """Start the MPI side of this process: the other ranks become its peers."""
+    from hpcdist._transport.mpi import MpiPlane
+
+    plane = MpiPlane(comm, node.deliver, bells)
+    for rank, pid in pids.items():
+        if pid == node.me:
+            continue
+        peer = node.peers.get(pid)
+        if peer is None:
+            peer = node.peers[pid] = Peer(pid, node.progress)
+        peer.plane, peer.rank = plane, rank
+        plane.peers[rank] = peer
+    if bells is not None:
+        node.progress.register(bells.socket.fileno(), bells.hear, 1)
+    node.progress.plane = plane
+
+
+def meet(pid: int, member: Member) -> None:
+    """Take a worker in among those we know."""
+    node.members.add(pid, member)
+    if pid == node.me or pid in node.members.gone:
+        return
+    peer = node.peers.get(pid)
+    if peer is None:
+        peer = node.peers[pid] = Peer(pid, node.progress)
+    peer.reach = _reach
+
+
+def _rank() -> int:
+    for name in ("HPCDIST_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return -1  # started by hand or by a manager of the user's: pid 1 gives it a number
+
+
+def _become_worker(path: Sequence[str]) -> None:
+    """Make this process a blank one: no driver's `__main__`, our sys.path, stacks on demand."""
+    main = ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main
+    sys.path[:] = [*path, *(p for p in sys.path if p not in path)]
+    sys.argv = [""]
+    node.refusal = None
+    if sys.__stderr__ is not None:
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+# Links between workers
+
+_greetings: dict[str, bytes] = {}
+_links: list[Link] = []  # extra links: both sides dialled at once
+
+
+def listen(path: str) -> socket.socket:
+    """Listen on a Unix socket in a private folder."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if len(os.fsencode(path)) > 100:  # sun_path holds 108 bytes
+        raise OSError(f"the path of a socket is too long: {path}; set TMPDIR to a shorter one")
+    listener.bind(path)
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+def accept_links(listener: socket.socket, cookie: bytes) -> None:
+    """Accept the links of other workers."""
+
+    def ready(_: int) -> None:
+        try:
+            sock, _address = listener.accept()
+        except BlockingIOError:
+            return
+        node.turns.background(lambda: _greet(sock, cookie))
+
+    node.progress.register(listener.fileno(), ready, 1)
+
+
+def _greet(sock: socket.socket, cookie: bytes) -> None:
+    try:
+        hello = greeting.accept(sock, cookie, _GREETING)
+        pid = int(hello["pid"])
+    except (OSError, ValueError, KeyError) as exc:
+        _log.log("warning", f"refused a connection: {exc}")
+        sock.close()
+        return
+    peer = node.peers.get(pid)
+    if peer is None:
+        peer = node.peers[pid] = Peer(pid, node.progress)
+    _adopt(peer, sock)
+
+
+def _adopt(peer: Peer, sock: socket.socket) -> None:
+    link = Link(sock, node.progress, node.deliver, _lost_link)
+    link.peer = peer
+    if peer.link is None:
+        peer.link = link
+    else:
+        _links.append(link)
+    link.begin()
+    node.progress.dirty.append(peer)
+    node.progress.nudge()
+
+
+def _reach(peer: Peer) -> None:
+    """Dial a worker of another world. Called by the driver, so the dialling is done elsewhere."""
+    member = node.members.living.get(peer.pid)
+    if member is None:
+        return
+    peer.reach = None
+    node.turns.background(lambda: _dial(peer, member.address))
+
+
+def _dial(peer: Peer, address: str) -> None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_GREETING)
+        sock.connect(address)
+        greeting.dial(sock, _greetings["cookie"], {"kind": "peer", "pid": node.me}, _GREETING)
+    except OSError as exc:
+        sock.close()
+        _log.log("info", f"worker {peer.pid} does not answer at {address}: {exc}")
+        peer.reach = _reach  # if it is dead, pid 1 tells; if not, the next message tries again
+        return
+    _adopt(peer, sock)
+
+
+def _lost_link(link: Link) -> None:
+    """A link between workers ended; whether the other is dead, pid 1 tells."""
+    if link in _links:
+        _links.remove(link)
+    elif link.peer.link is link:
+        link.peer.link = None
+        link.peer.reach = _reach
+
+
+def _lost_master(link: Link) -> None:
+    """Pid 1 is gone, and so are we."""
+    leave(1)
+
+
+# What pid 1 tells
+
+
+@node.control(JOINED)
+def _on_joined(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    for pid, member in pickle.loads(body):
+        meet(pid, member)
+
+
+@node.control(LEFT)
+def _on_left(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    node.members.living.pop(pickle.loads(body), None)
+
+
+@node.control(DIED)
+def _on_died(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    pid, why, host, stderr = pickle.loads(body)
+    if pid == node.me:  # we were given up
+        leave(1)
+    node.died(pid, _errors.ProcessExitedException(pid, why, host, stderr))
+
+
+@node.control(LEAVE)
+def _on_leave(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    node.turns.stop()
+
+
+@node.control(STATUS)
+def _on_status(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    running, queued = calls.counts()
+    node.reply(peer, ident, frames.OK, pickle.dumps((running, queued, output.rss())))
+
+
+def _forbidden(pid: int) -> str | None:
+    if pid == 1:
+        return None
+    me, other = node.members.living.get(node.me), node.members.living.get(pid)
+    if node.topology == "custom" and me is not None and other is not None:
+        if other.ident in me.connect or me.ident in other.connect:
+            return None
+    return f"process {pid} is not connected to {node.me}: the topology is {node.topology}"
+
+
+# Leaving
+
+
+def _say_goodbye() -> None:
+    """Hand everything unsent to the kernel."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    master = node.peers[1]
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        node.progress.nudge()
+        link = master.link
+        if not master.outbox and (link is None or link.idle or not link.open):
+            break
+        try:
+            node.progress.wait(Slot(), time.monotonic() + 0.01)
+        except TimeoutError:
+            pass
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: MPI's own end may hang when others have died."""
+    faulthandler.dump_traceback_later(_FINALIZE, exit=True)
+    try:
+        if threading.current_thread() is threading.main_thread():
+            atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.__stdout__, sys.__stderr__):
+            try:
+                if stream is not None:
+                    stream.flush()
+            except (OSError, ValueError):
+                pass
+        os._exit(code)
+
+

@@ -1,0 +1,1 @@
+"""Calls, futures and channels: what users say to other processes."""

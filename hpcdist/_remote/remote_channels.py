@@ -1,0 +1,428 @@
+"""Remote channels: a channel on one process, used from any.
+
+The owner serves built-in channels on its progress side, so they work while a user's function
+hogs the process; items stay pickled there. A backing of the user's own runs its operations as
+calls on threads that take no turn, since one of them may block until another one comes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hpcdist import _errors
+from hpcdist._errors import ChannelClosed, HpcdistError
+from hpcdist._remote.calls import remotecall_fetch
+from hpcdist._remote.channels import _CLOSED, Channel, Waiter, _opened
+from hpcdist._runtime import references
+from hpcdist._runtime.controls import ACKNOWLEDGE, FREE, GIVE_BACK, OPERATE, WITHDRAW
+from hpcdist._runtime.node import node, pack_head, unpack_head
+from hpcdist._runtime.references import Parcel, Reference, outgoing
+from hpcdist._transport.router import Peer
+from hpcdist._wire import codec
+from hpcdist._wire.codec import Payload
+from hpcdist._wire.frames import FAILED, OK, OUTCOME, REFS, Buffer
+
+
+CLOSED, TIMED_OUT, NO_SUCH = 6, 7, 8  # outcomes of channel operations, beside OK and FAILED
+_QUICK = {"isready", "isempty", "isopen", "close", "__len__"}
+
+
+class RemoteChannel(Reference):
+    """A channel that lives on one process and can be used from any.
+
+    Args:
+        factory: Makes the channel, on its process; an int is short for `Channel(n)`.
+        pid: The process it lives on; this one by default.
+
+    Example:
+        >>> import hpcdist
+        >>> rc = hpcdist.RemoteChannel(3)
+        >>> rc.put(1); rc.put(2); rc.close()
+        >>> list(rc)
+        [1, 2]
+    """
+
+    _freed = False
+
+    def __init__(
+        self, factory: Callable[[], Any] | int | None = None, pid: int | None = None
+    ) -> None:
+        self.whence = node.me
+        self.where = node.me if pid is None else int(pid)
+        self.id = next(node.ids)
+        if factory is None:
+            factory = 1
+        if self.where != node.me:
+            node.peer(self.where)
+            remotecall_fetch(_make, self.where, self.key, node.me, factory)
+        elif callable(factory):
+            remotecall_fetch(_make, self.where, self.key, node.me, factory)
+        else:
+            _make(self.key, node.me, factory)
+        self._held = 1
+
+    @classmethod
+    def _received(cls, where: int, whence: int, ident: int, facts: Any) -> RemoteChannel:
+        self = cls.__new__(cls)
+        self.where, self.whence, self.id = where, whence, ident
+        return self
+
+    def _facts(self) -> None:
+        return None
+
+    def __reduce__(self) -> Any:
+        if self._freed:
+            raise HpcdistError(_USED)
+        self._travels()
+        return _remote_channel, (self.where, self.whence, self.id)
+
+    def __del__(self) -> None:
+        if self._held:
+            self._let_go()
+
+    def __repr__(self) -> str:
+        return f"<RemoteChannel on process {self.where}, id {self.key}>"
+
+    # The operations
+
+    def put(self, value: Any, *key: Any, timeout: float | None = None) -> None:
+        """Add an item; wait for room."""
+        self._operate("put", (value, *key), timeout)
+
+    def take(self, *key: Any, timeout: float | None = None) -> Any:
+        """Remove and return the oldest item; wait for one."""
+        return self._operate("take", key, timeout)
+
+    def fetch(self, *key: Any, timeout: float | None = None) -> Any:
+        """Return the oldest item without removing it; wait for one."""
+        return self._operate("fetch", key, timeout)
+
+    def wait(self, *key: Any, timeout: float | None = None) -> RemoteChannel:
+        """Wait until there is an item."""
+        self._operate("wait", key, timeout)
+        return self
+
+    def isready(self, *key: Any) -> bool:
+        """Tell whether there is an item now."""
+        return bool(self._operate("isready", key, None))
+
+    def isempty(self) -> bool:
+        """Tell whether there is no item now; takes nothing."""
+        return bool(self._operate("isempty", (), None))
+
+    def isopen(self) -> bool:
+        """Tell whether the channel takes items."""
+        return bool(self._operate("isopen", (), None))
+
+    def close(self) -> None:
+        """Take no more items; those inside can still be taken."""
+        self._operate("close", (), None)
+
+    def __len__(self) -> int:
+        return int(self._operate("__len__", (), None))
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            try:
+                value = self.take()
+            except ChannelClosed:
+                return
+            yield value
+
+    def free(self) -> None:
+        """Free the channel at its owner now, whoever else holds a reference."""
+        if self._freed:
+            return
+        self._freed = True
+        self._held = 0
+        if self.where == node.me:
+            references.free(self.key)
+        elif self.where not in node.members.gone:
+            node.wait(node.request(self.where, FREE, self.key))
+
+    def __enter__(self) -> RemoteChannel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
+
+    def _operate(self, name: str, args: tuple[Any, ...], timeout: float | None) -> Any:
+        if self._freed:
+            raise HpcdistError(_USED)
+        if self.where == node.me:
+            return self._operate_here(name, args, timeout)
+        builtin = name in _QUICK or (name == "put" and len(args) == 1) or not args
+        payload = codec.dumps(args[0] if name == "put" and len(args) == 1 else args)
+        if name != "put" and not args:
+            payload = _NO_ARGUMENTS
+        body, buffers, with_refs = outgoing(payload, self.where)
+        head = (self.key, name, builtin, with_refs, timeout)
+        slot = node.request(self.where, OPERATE, head, body, buffers)
+        ident = slot.value
+        try:
+            node.wait(slot, timeout)
+        except TimeoutError:
+            if not self._withdraw(ident, slot):
+                raise
+        except BaseException:
+            self._abandon(ident)
+            raise
+        return self._answer(name, ident, slot)
+
+    def _withdraw(self, ident: int, slot: Any) -> bool:
+        """Take an operation back; tell whether it was done after all."""
+        withdrawal = node.request(self.where, WITHDRAW, ident)
+        node.wait(withdrawal)
+        if withdrawal.error is not None:
+            raise withdrawal.error
+        if withdrawal.value[1]:
+            node.pending.pop(ident, None)
+            return False
+        node.wait(slot)
+        return True
+
+    def _abandon(self, ident: int) -> None:
+        """Take an operation back without waiting (Ctrl-C); an item on its way is given back."""
+        if node.pending.pop(ident, None) is not None:
+            peer = node.peers.get(self.where)
+            if peer is not None and peer.alive:
+
+                peer.control(WITHDRAW, 0, pack_head(ident))
+                node.progress.nudge()
+
+    def _answer(self, name: str, ident: int, slot: Any) -> Any:
+        if slot.error is not None:
+            raise slot.error
+        flags, body, buffers = slot.value
+        outcome = flags & OUTCOME
+        if outcome == OK:
+            if name == "take":
+                node.peers[self.where].control(ACKNOWLEDGE, ident)
+                node.progress.soon()
+            parcel = Parcel.of(body, buffers, bool(flags & REFS))
+            return codec.loads(parcel.body, parcel.buffers) if len(parcel.body) else None
+        if outcome == CLOSED:
+            raise ChannelClosed
+        if outcome == TIMED_OUT:
+            raise TimeoutError
+        if outcome == NO_SUCH:
+            raise HpcdistError(_USED)
+        raise _errors.decode_error(bytes(body))
+
+    def _operate_here(self, name: str, args: tuple[Any, ...], timeout: float | None) -> Any:
+        backing = _backing(self.key)
+        if backing is None:
+            raise HpcdistError(_USED)
+        keywords: dict[str, Any] = {}
+        if timeout is not None and name in _BLOCKING:
+            keywords["timeout"] = timeout
+        if type(backing) is Channel:
+            if name == "put":
+                args = (codec.dumps(args[0]), *args[1:])
+            return getattr(backing, name)(*args, **keywords)
+        return getattr(backing, name)(*args, **keywords)
+
+
+_BLOCKING = {"put", "take", "fetch", "wait"}
+_NO_ARGUMENTS = Payload(b"")
+_USED = "this remote channel has been freed"
+
+
+def _remote_channel(where: int, whence: int, ident: int) -> RemoteChannel:
+    """Unpickle a remote channel."""
+    found: RemoteChannel = references.handle(RemoteChannel, where, whence, ident, None)
+    return found
+
+
+def channel_from_id(ref: tuple[int, int]) -> Any:
+    """Return the channel behind a remote channel, on the process that owns it.
+
+    Raises:
+        ValueError: It does not live here.
+    """
+    backing = _backing(tuple(ref))  # type: ignore[arg-type]
+    if backing is None:
+        raise ValueError("Local instance of remote reference not found")
+    return backing
+
+
+def remoteref_id(ref: Reference) -> tuple[int, int]:
+    """Return what names a reference everywhere: (the process that made it, its number there)."""
+    return ref.key
+
+
+# The owner's side
+
+_waiting: dict[tuple[int, int], tuple[Channel, Waiter]] = {}  # remote operations by (pid, id)
+_under_way: dict[tuple[int, int], tuple[Channel, Any]] = {}  # items taken, not acknowledged
+
+
+def _make(ref: tuple[int, int], holder: int, factory: Callable[[], Any] | int) -> None:
+    channel = factory() if callable(factory) else Channel(factory)
+    needed = ("put", "take")
+    if not all(hasattr(channel, name) for name in needed):
+        raise TypeError(
+            f"a remote channel's factory must return an object with put and take, not {channel!r}"
+        )
+    references.count(ref, holder, 1, lambda: channel)
+
+
+def _backing(ref: tuple[int, int]) -> Any:
+    entry = references.owned.get(ref)
+    return entry.value if entry is not None else None
+
+
+@node.control(FREE)
+def _on_free(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    ref, _ = unpack_head(body)
+    references.free(ref)
+    node.reply(peer, ident, OK)
+
+
+@node.control(OPERATE)
+def _on_operate(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    (ref, name, builtin, with_refs, timeout), rest = unpack_head(body)
+    backing = _backing(ref)
+    if backing is None:
+        node.reply(peer, ident, NO_SUCH)
+        return
+    parcel = Parcel.of(rest, buffers, with_refs)
+    if type(backing) is Channel and builtin:
+        _serve(backing, name, peer, ident, parcel)
+    else:
+        single = name == "put" and builtin
+        node.turns.background(
+            lambda: _operate_backing(backing, name, peer, ident, parcel, timeout, single)
+        )
+
+
+def _serve(channel: Channel, name: str, peer: Peer, ident: int, parcel: Payload) -> None:
+    """Do an operation on a built-in channel, on the progress side."""
+    if name in _QUICK:
+        value = getattr(channel, name)()
+        node.reply(peer, ident, OK, codec.dumps(value).body if value is not None else b"")
+        return
+    key = (peer.pid, ident)
+
+    def done(value: Any) -> None:
+        _waiting.pop(key, None)
+        if value is _CLOSED:
+            node.reply(peer, ident, CLOSED)
+        elif not peer.alive:
+            if name == "take":
+                channel.give_back(value)
+        elif name == "put" or name == "wait":
+            node.reply(peer, ident, OK)
+        else:
+            if name == "take":
+                _under_way[key] = (channel, value)
+            _send_item(peer, ident, value)
+        node.progress.soon()
+
+    waiter = Waiter(done, parcel, peer.pid)
+    _waiting[key] = (channel, waiter)
+    if name == "put":
+        channel.start_put(waiter)
+    elif name == "take":
+        channel.start_take(waiter)
+    else:
+        channel.start_peek(waiter)
+
+
+def _send_item(peer: Peer, ident: int, value: Any) -> None:
+    if isinstance(value, Payload):
+        body, buffers, with_refs = outgoing(value, peer.pid)
+        node.reply(peer, ident, OK | (REFS if with_refs else 0), body, buffers)
+        return
+
+    def pickled() -> None:  # put by the owner through the backing itself: not pickled yet
+        try:
+            _send_item(peer, ident, codec.dumps(value))
+        except Exception as exc:
+            node.reply(peer, ident, FAILED, _errors.encode_error(exc, node.me))
+        node.progress.nudge()
+
+    node.turns.background(pickled)
+
+
+def _operate_backing(
+    backing: Any,
+    name: str,
+    peer: Peer,
+    ident: int,
+    parcel: Payload,
+    timeout: float | None,
+    single: bool,
+) -> None:
+    """Do an operation on a backing of the user's own."""
+    try:
+        args = codec.loads(parcel.body, parcel.buffers) if len(parcel.body) else ()
+        if single:
+            args = (args,)
+        keywords = {"timeout": timeout} if timeout is not None and name in _BLOCKING else {}
+        value = getattr(backing, name)(*args, **keywords)
+        if inspect.isawaitable(value):
+            raise TypeError(f"{name} of a channel's backing may not be a coroutine function")
+        if name in ("put", "wait", "close"):
+            value = None
+        payload = codec.dumps(value) if value is not None else _NO_ARGUMENTS
+        body, buffers, with_refs = outgoing(payload, peer.pid)
+        node.reply(peer, ident, OK | (REFS if with_refs else 0), body, buffers)
+    except ChannelClosed:
+        node.reply(peer, ident, CLOSED)
+    except TimeoutError:
+        node.reply(peer, ident, TIMED_OUT)
+    except Exception as exc:
+        node.reply(peer, ident, FAILED, _errors.encode_error(exc, node.me))
+    node.progress.nudge()
+
+
+@node.control(WITHDRAW)
+def _on_withdraw(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    number, _ = unpack_head(body)
+    key = (peer.pid, number)
+    channel, waiter = _waiting.pop(key, (None, None))
+    withdrawn = channel is not None and waiter is not None and channel.withdraw(waiter)
+    if ident:
+        node.reply(peer, ident, OK, b"1" if withdrawn else b"")
+
+
+@node.control(ACKNOWLEDGE)
+def _on_acknowledge(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    _under_way.pop((peer.pid, ident), None)
+
+
+@node.control(GIVE_BACK)
+def _on_give_back(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    channel, item = _under_way.pop((peer.pid, ident), (None, None))
+    if channel is not None:
+        channel.give_back(item)
+
+
+def _unclaimed(
+    peer: Peer, flags: int, ident: int, body: Any, buffers: Sequence[Buffer]
+) -> None:
+    """An answer came for a wait that was given up: if it was an item, the owner has it again."""
+    if flags & REFS:
+        references.arrive(body)
+    peer.control(GIVE_BACK, ident)
+
+
+node.on_unclaimed.append(_unclaimed)
+
+
+def _on_death(pid: int) -> None:
+    for key in [k for k in _waiting if k[0] == pid]:
+        channel, waiter = _waiting.pop(key)
+        channel.withdraw(waiter)
+    for key in sorted((k for k in _under_way if k[0] == pid), reverse=True):
+        channel, item = _under_way.pop(key)
+        channel.give_back(item)
+
+
+node.on_death.append(_on_death)

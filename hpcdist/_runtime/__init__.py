@@ -1,0 +1,1 @@
+"""This process: who it is, whom it knows, whose call runs, which values it owns."""

@@ -1,0 +1,329 @@
+"""Whose call runs: calls start in the order they came, one at a time unless told otherwise.
+
+A worker's main thread runs calls. A call that blocks in one of our waits gives its turn away: the
+next one starts on a spare thread, and the first goes on once its wait is over and a turn is free.
+Process 1 keeps its main thread to itself: there a spare thread serves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hpcdist._transport.progress import Slot
+
+if TYPE_CHECKING:
+    from hpcdist._runtime.node import Node
+
+_SUSPENDED_MOST = 256
+_SPARE_MOST = 8
+_ident = threading.get_ident
+_MAIN = threading.main_thread().ident
+
+
+class Call:
+    """A call that has arrived."""
+
+    __slots__ = ("aux", "body", "buffers", "flags", "ident", "peer", "refs", "run", "thread", "waits")
+
+    def __init__(
+        self,
+        run: Callable[[Call], None],
+        peer: Any,
+        flags: int,
+        ident: int,
+        aux: int,
+        body: Any,
+        buffers: Any,
+    ) -> None:
+        self.run = run
+        self.peer = peer
+        self.flags = flags
+        self.ident = ident
+        self.aux = aux
+        self.body = body
+        self.buffers = buffers
+        self.refs: Any = ()  # the references among its arguments: held until it ends
+        self.thread = 0
+        self.waits = False
+
+
+class Turns:
+    """The queue of calls, and the threads that run them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._lock = threading.Lock()  # guards all below
+        self._queue: deque[Call] = deque()
+        self._limit: float = 1
+        self._running = 0
+        self._suspended = 0
+        self._waiting_to_resume: deque[Slot] = deque()
+        self._calls: dict[int, Call] = {}  # started calls by thread
+        self._spares: list[_Spare] = []
+        self._main_idle: Slot | None = None  # the main thread waits for a call on this
+        self.main_in_call = False
+        self._stopped = False
+        self._names = itertools.count(1)
+        self._warned = False
+
+    def set_limit(self, limit: int | None) -> None:
+        """Let so many calls run at once (None: any number)."""
+        self._limit = float("inf") if limit is None else limit
+
+    @property
+    def running(self) -> int:
+        """How many calls have started and not ended."""
+        return len(self._calls)
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a turn."""
+        return len(self._queue)
+
+    # Arrival
+
+    def submit(self, call: Call) -> None:
+        """Queue a call; somebody runs it when there is a turn."""
+        self._queue.append(call)
+        idle = self._main_idle
+        if idle is not None:
+            self._main_idle = None
+            self._node.progress.complete(idle)
+        else:
+            self._start_spare()
+
+    def withdraw(self, peer: Any, ident: int) -> bool:
+        """Take back a call that has not started."""
+        with self._lock:
+            for call in self._queue:
+                if call.ident == ident and call.peer is peer:
+                    self._queue.remove(call)
+                    return True
+        return False
+
+    def is_queued(self, peer: Any, ident: int) -> bool:
+        """Tell whether a call has not started."""
+        with self._lock:
+            return any(c.ident == ident and c.peer is peer for c in self._queue)
+
+    def _next(self) -> Call | None:
+        with self._lock:
+            if not self._queue or self._running >= self._limit or self._waiting_to_resume:
+                return None
+            self._running += 1
+            return self._queue.popleft()
+
+    def _can_start(self) -> bool:
+        return bool(
+            self._queue and self._running < self._limit and not self._waiting_to_resume
+        )
+
+    def _start_spare(self) -> None:
+        """Hand the next call to a spare thread, if there is a turn for it."""
+        if self._suspended >= _SUSPENDED_MOST:
+            self._warn()
+            return
+        call = self._next()
+        if call is None:
+            return
+        with self._lock:
+            spare = self._spares.pop() if self._spares else None
+        if spare is None:
+            spare = _Spare(self, next(self._names))
+        spare.give(call)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            print(
+                f"hpcdist: {_SUSPENDED_MOST} calls are suspended in this process; further ones "
+                "stay queued. A function that mostly waits had better be `async def`.",
+                file=sys.stderr,
+            )
+
+    # Running
+
+    def serve(self) -> None:
+        """Run calls on this (the main) thread until stopped."""
+        progress = self._node.progress
+        while not self._stopped:
+            call = self._next()
+            if call is not None:
+                self.run(call)
+                continue
+            idle = Slot()
+            self._main_idle = idle
+            try:
+                if not self._stopped and not self._can_start():
+                    progress.wait(idle)
+            except KeyboardInterrupt:  # came too late for the call it was meant for
+                pass
+            self._main_idle = None
+
+    def stop(self) -> None:
+        """Let `serve` return after the call it is in."""
+        self._stopped = True
+        idle = self._main_idle
+        if idle is not None:
+            self._node.progress.complete(idle)
+
+    def restart(self) -> None:
+        """Allow `serve` again."""
+        self._stopped = False
+
+    def run(self, call: Call) -> None:
+        """Run one call on this thread, which holds a turn, and pass the turn on."""
+        me = _ident()
+        call.thread = me
+        self._calls[me] = call
+        try:
+            call.run(call)
+        except KeyboardInterrupt:  # an interrupt that came as the call ended
+            pass
+        finally:
+            self._calls.pop(me, None)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Give a turn back: to a call that wants to go on, or to the next one."""
+        with self._lock:
+            if self._waiting_to_resume:
+                heir = self._waiting_to_resume.popleft()
+            else:
+                self._running -= 1
+                heir = None
+        if heir is not None:
+            self._node.progress.complete(heir)
+        elif self._queue:
+            idle = self._main_idle
+            if idle is not None:
+                self._main_idle = None
+                self._node.progress.complete(idle)
+            elif self._limit > 1 or self._suspended or not self._node.serving:
+                self._start_spare()
+
+    def enter_user(self, inside: bool) -> None:
+        """Say whether the main thread is in a user's function: only there is SIGINT for it."""
+        if _ident() == _MAIN:
+            self.main_in_call = inside
+
+    # Calls that wait
+
+    def current(self) -> Call | None:
+        """Return the call this thread runs."""
+        return self._calls.get(_ident()) if self._calls else None
+
+    def suspend(self, call: Call, slot: Any) -> None:
+        """Give the turn of a call away while it waits."""
+        call.waits = True
+        with self._lock:
+            self._suspended += 1
+            if self._waiting_to_resume:
+                heir = self._waiting_to_resume.popleft()
+            else:
+                self._running -= 1
+                heir = None
+        if heir is not None:
+            self._node.progress.complete(heir)
+        elif self._queue:
+            self._start_spare()
+
+    def resume(self, call: Call) -> None:
+        """Take a turn again: before calls that have not started."""
+        with self._lock:
+            self._suspended -= 1
+            if self._running < self._limit and not self._waiting_to_resume:
+                self._running += 1
+                slot = None
+            else:
+                slot = Slot()
+                self._waiting_to_resume.append(slot)
+        interrupted = False
+        while slot is not None:
+            try:
+                self._node.progress.wait(slot)
+                slot = None
+            except KeyboardInterrupt:  # raised once the turn is ours
+                interrupted = True
+        call.waits = False
+        if interrupted:
+            raise KeyboardInterrupt
+
+    # Interrupting
+
+    def interrupt(self) -> None:
+        """End every started call with KeyboardInterrupt."""
+        for thread, call in list(self._calls.items()):
+            if call.waits:
+                self._node.progress.interrupt(thread)
+            elif thread == _MAIN:
+                signal.pthread_kill(thread, signal.SIGINT)
+            else:
+                _raise_in(thread)
+
+    def on_sigint(self, signum: int, frame: FrameType | None) -> None:
+        """Handle SIGINT in a worker: it is meant for the call that runs, if one does."""
+        if self.main_in_call:
+            self._node.progress.on_sigint(signum, frame)
+
+    # Threads without a turn
+
+    def background(self, fn: Callable[[], None]) -> None:
+        """Run something that may block on a spare thread; it takes no turn."""
+        with self._lock:
+            spare = self._spares.pop() if self._spares else None
+        if spare is None:
+            spare = _Spare(self, next(self._names))
+        spare.give(fn)
+
+
+class _Spare:
+    """A thread that runs a call now and then."""
+
+    def __init__(self, turns: Turns, number: int) -> None:
+        self._turns = turns
+        self._work: Any = None
+        self._latch = threading.Lock()
+        self._latch.acquire()
+        self._thread = threading.Thread(target=self._loop, name=f"hpcdist-{number}", daemon=True)
+        self._thread.start()
+
+    def give(self, work: Any) -> None:
+        self._work = work
+        self._latch.release()
+
+    def _loop(self) -> None:
+        while True:
+            self._latch.acquire()
+            work, self._work = self._work, None
+            try:
+                if isinstance(work, Call):
+                    self._turns.run(work)
+                else:
+                    work()
+            except KeyboardInterrupt:
+                pass
+            except Exception:
+                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            del work
+            with self._turns._lock:
+                if len(self._turns._spares) >= _SPARE_MOST:
+                    return
+                self._turns._spares.append(self)
+
+
+def _raise_in(thread: int) -> None:
+    import ctypes  # 4 ms: not at start-up
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
+    )
+
+

@@ -1,0 +1,222 @@
+"""The sure plane: a stream socket to one process, read and written by the driver.
+
+The stream is messages one after the other, each followed by its buffers. Nothing blocks: what
+the socket does not take now waits in a queue until it can be written.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hpcdist._transport.mpi import Deliver, Item
+from hpcdist._transport.progress import Progress
+from hpcdist._wire.frames import BODY_APART, HEAD, HEAD_SIZE, Buffer, blank, sizes
+
+_READ = 256 * 1024
+_GATHER = 64  # buffers in one system call
+_unpack = HEAD.unpack_from
+_SOCKET_BUFFER = 1 << 20
+
+
+class Link:
+    """One end of a link."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        progress: Progress,
+        deliver: Deliver,
+        ended: Callable[[Link], None],
+    ) -> None:
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+        self.sock = sock
+        self.peer: Any = None
+        self.open = True
+        self._progress = progress
+        self._deliver = deliver
+        self._ended = ended
+        self._out: deque[memoryview] = deque()
+        self._writing = False
+        self._room = memoryview(bytearray(_READ))
+        self._start = 0  # what has been read and not yet parsed: _room[_start:_end]
+        self._end = 0
+        self._message: tuple[int, int, int, int, Any] | None = None
+        self._buffers: list[Buffer] = []
+        self._missing: deque[memoryview] = deque()
+        self.last_heard = 0.0
+
+    def begin(self) -> None:
+        """Let the driver read from now on."""
+        self._progress.register(self.sock.fileno(), self._on_event, select.EPOLLIN)
+
+    # Writing
+
+    def send(self, items: Sequence[Item]) -> None:
+        """Send messages with their buffers."""
+        if not self.open:
+            return
+        if not self._out and len(items) == 1 and type(items[0]) is bytes:
+            data = items[0]
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.lose()
+                return
+            if sent < len(data):
+                self._out.append(memoryview(data)[sent:])
+                self._want_write()
+            return
+        plain: list[bytes] = []
+        for item in items:
+            if type(item) is bytes:
+                plain.append(item)
+                continue
+            plain.append(item[0])
+            self._out.append(memoryview(b"".join(plain)))
+            plain = []
+            self._out.extend(memoryview(b).cast("B") for b in item[1])
+        if plain:
+            self._out.append(memoryview(b"".join(plain)))
+        self._write()
+
+    def _write(self) -> None:
+        out = self._out
+        try:
+            while out:
+                if len(out) == 1:
+                    sent = self.sock.send(out[0])
+                else:
+                    sent = self.sock.sendmsg([out[k] for k in range(min(len(out), _GATHER))])
+                while out and sent >= out[0].nbytes:
+                    sent -= out.popleft().nbytes
+                if sent:
+                    out[0] = out[0][sent:]
+        except BlockingIOError:
+            self._want_write()
+            return
+        except OSError:
+            self.lose()
+            return
+        if self._writing:
+            self._writing = False
+            self._progress.modify(self.sock.fileno(), select.EPOLLIN)
+
+    def _want_write(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._progress.modify(self.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything given to `send` has been handed to the kernel."""
+        return not self._out
+
+    # Reading
+
+    def _on_event(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._write()
+        if self.open and events & ~select.EPOLLOUT:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            if self._missing:
+                size = self.sock.recv_into(self._missing[0])
+                if size:
+                    self._filled(size)
+            else:
+                if self._start == self._end:
+                    self._start = self._end = 0
+                elif self._end == _READ:
+                    left = self._end - self._start
+                    self._room[:left] = bytes(self._room[self._start : self._end])
+                    self._start, self._end = 0, left
+                size = self.sock.recv_into(self._room[self._end :])
+                if size:
+                    self._end += size
+                    self._parse()
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size and self.open:
+            self.lose()
+
+    def _parse(self) -> None:
+        room = self._room
+        while self._end - self._start >= HEAD_SIZE:
+            kind, flags, count, length, ident, aux = _unpack(room, self._start)
+            start = self._start + HEAD_SIZE
+            if self._end - start < length:
+                return
+            body = bytes(room[start : start + length])
+            self._start = start + length
+            if count:
+                self._await_buffers((kind, flags, ident, aux, body[8 * count :]), body, count)
+                if self._missing:
+                    return
+            else:
+                self._deliver(self.peer, kind, flags, ident, aux, body, ())
+                if not self.open:
+                    return
+
+    def _await_buffers(
+        self, message: tuple[int, int, int, int, Any], body: bytes, count: int
+    ) -> None:
+        self._message = message
+        self._buffers = [blank(n) for n in sizes(body, count)]
+        self._missing = deque(memoryview(b) for b in self._buffers if len(b))
+        while self._missing and self._start < self._end:
+            target = self._missing[0]
+            size = min(target.nbytes, self._end - self._start)
+            target[:size] = self._room[self._start : self._start + size]
+            self._start += size
+            self._advance(size)
+        if not self._missing:
+            self._complete()
+
+    def _filled(self, size: int) -> None:
+        self._advance(size)
+        if not self._missing:
+            self._complete()
+
+    def _advance(self, size: int) -> None:
+        target = self._missing[0]
+        if size == target.nbytes:
+            self._missing.popleft()
+        else:
+            self._missing[0] = target[size:]
+
+    def _complete(self) -> None:
+        assert self._message is not None
+        kind, flags, ident, aux, body = self._message
+        buffers: Sequence[Buffer] = self._buffers
+        self._message, self._buffers = None, []
+        if flags & BODY_APART:
+            body, buffers = buffers[0], buffers[1:]
+        self._deliver(self.peer, kind, flags, ident, aux, body, buffers)
+
+    # Ending
+
+    def lose(self) -> None:
+        """Close the link because its other end is gone, and tell."""
+        if self.open:
+            self.close()
+            self._ended(self)
+
+    def close(self) -> None:
+        """Close the link quietly."""
+        if self.open:
+            self.open = False
+            self._progress.unregister(self.sock.fileno())
+            self.sock.close()
+            self._out.clear()

@@ -1,0 +1,221 @@
+"""The fast plane: messages of one world over MPI point-to-point.
+
+Frames travel with tag 0, buffers that stand beside them with tag 1; MPI keeps the order of each.
+All calls are made by the driver of the wait loop, on a duplicate of the world's communicator.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hpcdist._transport.bells import Bells
+from hpcdist._wire.frames import (
+    BODY_APART,
+    CALL,
+    CONTROL,
+    HEAD,
+    HEAD_SIZE,
+    Buffer,
+    blank,
+    sizes,
+)
+
+FRAME, BUFFER = 0, 1
+_PIECE = 1 << 30  # counts are C ints in many an MPI
+_unpack = HEAD.unpack_from
+
+Deliver = Callable[[Any, int, int, int, int, Any, Sequence[Buffer]], None]
+Item = bytes | tuple[bytes, Sequence[Buffer]]
+
+
+class _Arriving:
+    """A message whose buffers are on their way, or one that must wait behind such a message."""
+
+    __slots__ = ("buffers", "message", "requests")
+
+    def __init__(self, message: tuple[int, int, int, int, Any]) -> None:
+        self.message = message
+        self.buffers: list[Buffer] = []
+        self.requests: list[Any] = []
+
+
+class MpiPlane:
+    """Sends and receives for one world."""
+
+    def __init__(self, comm: Any, deliver: Deliver, bells: Bells | None) -> None:
+        from mpi4py import MPI
+
+        self.comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        self.peers: dict[int, Any] = {}
+        self.dead: set[int] = set()
+        self._deliver = deliver
+        self._bells = bells
+        self._byte = MPI.BYTE
+        self._any = MPI.ANY_SOURCE
+        self._failed = MPI.Exception
+        self._status = MPI.Status()
+        self._sends: deque[tuple[Any, Any, int]] = deque()
+        self._arriving: dict[int, deque[_Arriving]] = {}
+        self._parked: list[Any] = []  # requests to the dead, with their memory: never waited for
+
+    # Sending
+
+    def send(self, rank: int, items: Sequence[Item]) -> None:
+        """Send messages as one frame, their buffers after it."""
+        if rank in self.dead:
+            return
+        comm, sends = self.comm, self._sends
+        if len(items) == 1 and type(items[0]) is bytes:
+            frame = items[0]
+            buffers: list[Buffer] = []
+        else:
+            frame = b"".join([i if type(i) is bytes else i[0] for i in items])
+            buffers = [b for i in items if type(i) is tuple for b in i[1]]
+        try:
+            request = comm.Isend(frame, rank, FRAME)
+            if buffers or not request.Test():
+                sends.append((request, frame, rank))
+            for buffer in buffers:
+                view = memoryview(buffer).cast("B")
+                for start in range(0, view.nbytes, _PIECE):
+                    piece = view[start : start + _PIECE]
+                    sends.append((comm.Isend([piece, self._byte], rank, BUFFER), piece, rank))
+        except self._failed:  # towards a peer that is lost: its keeper and its link will tell
+            return
+        if self._bells is not None:
+            self._bells.ring(rank)
+
+    def busy(self) -> bool:
+        """Tell whether something is under way that only polling completes."""
+        return bool(self._sends or self._arriving)
+
+    # Receiving
+
+    def poll(self) -> bool:
+        """Receive what has arrived and complete what was sent; tell whether anything was."""
+        active = False
+        if self._sends and self._test_sends():
+            active = True
+        if self._arriving and self._test_arrivals():
+            active = True
+        try:
+            message = self.comm.Improbe(self._any, FRAME, self._status)
+        except self._failed:  # ULFM: some peer has died; which one, we hear from pid 1
+            self._acknowledge_failures()
+            return active
+        if message is None:
+            return active
+        source, size = self._status.source, self._status.Get_count(self._byte)
+        frame = bytearray(size)
+        message.Recv(frame)
+        self._read(source, frame, size)
+        return True
+
+    def _read(self, source: int, frame: bytearray, size: int) -> None:
+        peer = self.peers.get(source)
+        offset = 0
+        while offset < size:
+            kind, flags, count, length, ident, aux = _unpack(frame, offset)
+            offset += HEAD_SIZE
+            body = frame[offset : offset + length] if length else b""
+            offset += length
+            if count or self._arriving:
+                self._arrive(source, (kind, flags, ident, aux, body), count)
+            else:
+                self._deliver(peer, kind, flags, ident, aux, body, ())
+
+    def _arrive(self, source: int, message: tuple[int, int, int, int, Any], count: int) -> None:
+        """Take in a message with buffers, or one that may have to wait behind such a one."""
+        kind, flags, ident, aux, body = message
+        waiting = self._arriving.get(source)
+        if not count and (waiting is None or kind not in (CALL, CONTROL)):
+            self._deliver(self.peers.get(source), kind, flags, ident, aux, body, ())
+            return
+        if waiting is None:
+            waiting = self._arriving[source] = deque()
+        entry = _Arriving((kind, flags, ident, aux, body[8 * count :]))
+        for nbytes in sizes(body, count):
+            buffer = blank(nbytes)
+            view = memoryview(buffer)
+            for start in range(0, nbytes, _PIECE):
+                piece = [view[start : start + _PIECE], self._byte]
+                entry.requests.append(self.comm.Irecv(piece, source, BUFFER))
+            entry.buffers.append(buffer)
+        waiting.append(entry)
+
+    def _test_arrivals(self) -> bool:
+        active = False
+        for source in list(self._arriving):
+            waiting = self._arriving[source]
+            while waiting and self._all_here(waiting[0]):
+                entry = waiting.popleft()
+                active = True
+                kind, flags, ident, aux, body = entry.message
+                buffers: Sequence[Buffer] = entry.buffers
+                if flags & BODY_APART:
+                    body, buffers = buffers[0], buffers[1:]
+                self._deliver(self.peers.get(source), kind, flags, ident, aux, body, buffers)
+            if not waiting:
+                del self._arriving[source]
+        return active
+
+    def _all_here(self, entry: _Arriving) -> bool:
+        requests = entry.requests
+        try:
+            while requests and requests[0].Test():
+                requests.pop(0)
+        except self._failed:
+            return False
+        return not requests
+
+    def _test_sends(self) -> bool:
+        active = False
+        sends = self._sends
+        for _ in range(min(len(sends), 8)):
+            entry = sends.popleft()
+            try:
+                done = entry[0].Test()
+            except self._failed:
+                self._parked.append(entry)
+                continue
+            if done:
+                active = True
+            else:
+                sends.append(entry)
+        return active
+
+    # Deaths
+
+    def lose(self, rank: int) -> None:
+        """Forget a dead rank: what was under way to or from it is parked, not waited for."""
+        self.dead.add(rank)
+        lost = self._arriving.pop(rank, None)
+        if lost:
+            self._parked.extend(lost)
+        kept = deque(s for s in self._sends if s[2] != rank)
+        self._parked.extend(s for s in self._sends if s[2] == rank)
+        self._sends = kept
+
+    def _acknowledge_failures(self) -> None:
+        acknowledge = getattr(self.comm, "Ack_failed", None)
+        if acknowledge is not None:
+            try:
+                acknowledge()
+            except self._failed:
+                pass
+
+    # Sleeping
+
+    def arm(self) -> None:
+        """Say that we are about to sleep."""
+        if self._bells is not None:
+            self._bells.arm()
+
+    def disarm(self) -> None:
+        """Say that we are awake."""
+        if self._bells is not None:
+            self._bells.disarm()

@@ -1,0 +1,541 @@
+"""The one wait loop: whoever waits drives; a helper thread drives when nobody waits.
+
+The thread that waits polls MPI and the links itself, so that a reply costs no hand-over between
+threads (8-11 us for a call, 17 with a second thread on each side). It spins for a moment, then
+raises the "asleep" flag and sleeps in epoll until a bell, a link or another thread wakes it.
+
+Exactly one thread drives at a time: the holder of `_wheel`. Only the driver touches MPI, links
+and timers. Everyone else appends to an outbox and marks it dirty; the driver flushes it.
+
+The helper has three postures:
+- parked: a driver is asleep in epoll and sees to everything; the helper waits without limit;
+- watching: somebody drove a moment ago; the helper looks every TICK seconds whether it is needed;
+- driving: nobody waits (user code runs, or the REPL is idle); it sleeps in epoll like a driver,
+  but without holding the wheel, so that the next waiter takes over without asking.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+TICK = 0.002
+_SLEEP_MAX = 1.0  # a lost wake-up costs a second at the most
+_BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
+_now = time.monotonic
+_ident = threading.get_ident
+_yield = os.sched_yield
+
+
+class Slot:
+    """Something to wait for. `Progress.complete` ends the wait."""
+
+    __slots__ = ("error", "latch", "ready", "value", "where")
+
+    def __init__(self, where: int = 0) -> None:
+        self.ready = False
+        self.latch: Any = None  # a lock its waiter sleeps on while another thread drives
+        self.where = where  # the process that is to answer
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+class Waitable(Protocol):
+    """What `Progress.wait` takes: a Slot, or a Future, which is its own slot."""
+
+    ready: bool
+    latch: Any
+
+
+class Plane(Protocol):
+    """A way for messages that has to be polled (MPI)."""
+
+    def poll(self) -> bool: ...
+    def busy(self) -> bool: ...
+    def arm(self) -> None: ...
+    def disarm(self) -> None: ...
+
+
+class Outbox(Protocol):
+    """A peer with something to send."""
+
+    queued: bool
+
+    def flush(self) -> None: ...
+
+
+class Progress:
+    """Drives all traffic of this process."""
+
+    def __init__(self) -> None:
+        self._wheel = threading.Lock()
+        self._followers: deque[Any] = deque()
+        self.dirty: deque[Outbox] = deque()
+        self.plane: Plane | None = None
+        self.spin = 0.0002
+        self.spans_hosts = False  # MPI peers elsewhere cannot ring: do not sleep long
+        self.before_sleep: list[Callable[[], None]] = []
+        self._epoll: Any = None
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+        self._asleep = False  # the driver is in epoll
+        self._waits = 0
+        self._parked = False
+        self._helper_asleep = False
+        self._tick = threading.Lock()
+        self._tick.acquire()
+        self._main_inside = False
+        self._interrupted: set[int] = set()  # threads whose wait is to end
+        self._usual_interval = sys.getswitchinterval()
+        self._is_brisk = False
+        self._stopped = True
+
+    # Starting and stopping
+
+    def start(self) -> None:
+        """Open the wake-up descriptors and start the helper, once."""
+        if not self._stopped:
+            return
+        self._stopped = False
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._handlers[self._wake] = lambda _: _drain(self._wake)
+        # The helper sleeps on an epoll of its own around the common one: a kick meant for it
+        # must not be eaten by a driver that polls at the same moment.
+        self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._outer = select.epoll()
+        self._outer.register(self._epoll.fileno(), select.EPOLLIN)
+        self._outer.register(self._kick_fd, select.EPOLLIN)
+        self._helper = threading.Thread(target=self._help, name="hpcdist-progress", daemon=True)
+        self._helper.start()
+
+    def stop(self) -> None:
+        """Stop the helper and close the descriptors; what is unsent stays unsent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._kick()
+        if _ident() != self._helper.ident:
+            self._helper.join(5)
+        for closing in (self._outer, self._epoll):
+            closing.close()
+        for fd in (self._wake, self._kick_fd):
+            os.close(fd)
+        self._handlers.clear()
+        self._timers.clear()
+        self.dirty.clear()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: close our ends, never drive again."""
+        if not self._stopped:
+            self._stopped = True
+            for closing in (self._outer, self._epoll):
+                closing.close()
+            for fd in (self._wake, self._kick_fd):
+                os.close(fd)
+
+    def register(self, fd: int, handler: Callable[[int], None], events: int) -> None:
+        """Watch a descriptor; the driver calls `handler(events)`."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        """Watch a registered descriptor for other events."""
+        self._epoll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        """Stop watching a descriptor."""
+        if self._handlers.pop(fd, None) is not None:
+            try:
+                self._epoll.unregister(fd)
+            except (OSError, ValueError):  # closed already
+                pass
+
+    def call_later(self, delay: float, fn: Callable[[], None]) -> None:
+        """Let the driver call `fn` after a delay."""
+        heapq.heappush(self._timers, (_now() + delay, next(self._serial), fn))
+        self._rouse()
+
+    # Sending
+
+    def nudge(self) -> None:
+        """Flush the outboxes now, if nobody else is about to."""
+        main = _ident() == _MAIN
+        if main:
+            self._main_inside = True
+        try:
+            if self._wheel.acquire(False):
+                self._take_wheel()
+                try:
+                    self._flush()
+                finally:
+                    self._release()
+            elif self._asleep:
+                self.wake()
+        finally:
+            if main:
+                self._leave_main()
+
+    def soon(self) -> None:
+        """See to it that what was posted leaves within a tick."""
+        if self._parked or self._helper_asleep:
+            self._rouse()
+
+    def wake(self) -> None:
+        """Wake the driver from its sleep."""
+        if not self._stopped:
+            os.eventfd_write(self._wake, 1)
+
+    def _rouse(self) -> None:
+        if self._parked or self._helper_asleep:
+            self._kick()
+        if self._asleep:
+            self.wake()
+
+    # Waiting
+
+    def complete(self, slot: Waitable) -> None:
+        """End the wait for a slot, whichever thread it is in."""
+        slot.ready = True
+        latch = slot.latch
+        if latch is not None:
+            _open(latch)
+        elif self._asleep:
+            # The sleeping driver may be the one who waits (we are another thread).
+            self.wake()
+
+    def wait(self, slot: Waitable, deadline: float | None = None) -> None:
+        """Drive, or sleep while another drives, until the slot is ready.
+
+        Raises:
+            TimeoutError: The deadline (of time.monotonic) has passed.
+            KeyboardInterrupt: Ctrl-C; nothing is lost, the wait alone ends.
+        """
+        self._waits += 1
+        me = _ident()
+        main = me == _MAIN
+        while not slot.ready:
+            if self._interrupted:
+                self._raise_if_interrupted(me)
+            if main:  # before the wheel is ours: Ctrl-C must not come between
+                self._main_inside = True
+            try:
+                if self._wheel.acquire(False):
+                    self._take_wheel()
+                    try:
+                        self._drive(slot, deadline, me)
+                    finally:
+                        self._release()
+                    continue
+            finally:
+                if main:
+                    self._leave_main()
+            self._follow(slot, deadline)
+
+    def interrupt(self, thread: int) -> None:
+        """End the wait a thread is in with KeyboardInterrupt."""
+        self._interrupted.add(thread)
+        for latch in list(self._followers):
+            _open(latch)
+        if self._asleep:
+            self.wake()
+
+    def _raise_if_interrupted(self, me: int) -> None:
+        if me in self._interrupted:
+            self._interrupted.discard(me)
+            raise KeyboardInterrupt
+
+    def _leave_main(self) -> None:
+        self._main_inside = False
+        if self._interrupted:
+            self._raise_if_interrupted(_MAIN)
+
+    def _take_wheel(self) -> None:
+        if self._helper_asleep:
+            self._helper_asleep = False
+            self._kick()
+            if self.plane is not None:
+                self.plane.disarm()
+        if self._is_brisk:
+            self._is_brisk = False
+            sys.setswitchinterval(self._usual_interval)
+
+    def _release(self) -> None:
+        """Give the wheel up, and see that whoever needs it next knows."""
+        self._wheel.release()
+        while self.dirty and self._wheel.acquire(False):
+            try:
+                self._flush()
+            finally:
+                self._wheel.release()
+        if self._followers:
+            self._release_follower()
+        elif self._parked:
+            self._parked = False
+            _open(self._tick)
+
+    def _follow(self, slot: Waitable, deadline: float | None) -> None:
+        latch = threading.Lock()
+        latch.acquire()
+        slot.latch = latch
+        self._followers.append(latch)
+        try:
+            if slot.ready or not self._wheel.locked():
+                return
+            if self._asleep and self.dirty:
+                self.wake()
+            if deadline is None:
+                latch.acquire()
+            else:
+                left = deadline - _now()
+                if left <= 0 or (not latch.acquire(timeout=left) and not slot.ready):
+                    raise TimeoutError
+        finally:
+            slot.latch = None
+            try:
+                self._followers.remove(latch)
+            except ValueError:
+                # Taken off to be woken: if we leave for another reason, the next one must know.
+                if self._followers and not self._wheel.locked():
+                    self._release_follower()
+
+    def _drive(self, slot: Waitable, deadline: float | None, me: int) -> None:
+        plane = self.plane
+        flush, turn, looks, spin = self._flush, 0, 0, self.spin
+        poll_fds = self._epoll.poll
+        rest = 0.0
+        while True:
+            if self.dirty:
+                flush()
+            active = plane is not None and plane.poll()
+            if plane is None or looks & 3 == 0:
+                for fd, events in poll_fds(0):
+                    active = True
+                    self._handle(fd, events)
+            if slot.ready:
+                return
+            if self._interrupted and me in self._interrupted:
+                return  # `wait` raises it once the wheel is free
+            turn += 1
+            looks += 1
+            if active:
+                turn = 0
+                rest = 0.0
+            elif turn > 20:
+                _yield()
+                if turn & 7 == 0:
+                    now = _now()
+                    if deadline is not None and now >= deadline:
+                        raise TimeoutError
+                    if self._timers:
+                        self._run_timers(now)
+                    if rest == 0.0:
+                        rest = now + spin
+                    elif now > rest:
+                        self._sleep(slot, deadline)
+                        turn, rest, plane = 0, 0.0, self.plane
+
+    def _flush(self) -> None:
+        dirty = self.dirty
+        while dirty:
+            try:
+                outbox = dirty.popleft()
+            except IndexError:
+                return
+            outbox.queued = False
+            outbox.flush()
+
+    def _handle(self, fd: int, events: int) -> None:
+        handler = self._handlers.get(fd)
+        if handler is not None:
+            handler(events)
+
+    def _run_timers(self, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+    def _sleep(self, slot: Waitable, deadline: float | None) -> None:
+        """Sleep until something happens, having made sure that whatever happens wakes us."""
+        guard = _InterruptGuard(self) if self._main_inside else None
+        try:
+            self._asleep = True
+            timeout = self._get_ready_to_sleep(deadline)
+            events = []
+            if timeout > 0 and not (slot.ready or self.dirty or self._interrupted):
+                events = self._epoll.poll(timeout)
+            self._asleep = False
+            if self.plane is not None:
+                self.plane.disarm()
+            for fd, event in events:
+                self._handle(fd, event)
+        finally:
+            self._asleep = False
+            if guard is not None:
+                guard.end()
+
+    def _get_ready_to_sleep(self, deadline: float | None) -> float:
+        """Flush, raise the flag, look again; return how long one may sleep."""
+        for fn in self.before_sleep:
+            fn()
+        self._flush()
+        now = _now()
+        self._run_timers(now)
+        timeout = _SLEEP_MAX
+        if self._timers:
+            timeout = min(timeout, self._timers[0][0] - now)
+        if deadline is not None:
+            timeout = min(timeout, deadline - now)
+        plane = self.plane
+        if plane is not None:
+            plane.arm()
+            # One look can miss a message that has arrived (60 times of 60): look three times.
+            if plane.poll() or plane.poll() or plane.poll():
+                return 0.0
+            if plane.busy():
+                timeout = min(timeout, 0.0005)
+            elif self.spans_hosts:
+                timeout = min(timeout, 0.002)
+        return timeout
+
+    # The helper
+
+    def _help(self) -> None:
+        seen = -1
+        while not self._stopped:
+            if self._wheel.acquire(False):
+                if self._waits == seen:
+                    self._help_drive()
+                    continue
+                seen = self._waits
+                try:
+                    self._pass()
+                finally:
+                    self._release()
+            elif self._asleep:
+                self._parked = True
+                if not self._asleep:
+                    self._parked = False
+                    continue
+                self._tick.acquire()
+                self._parked = False
+                continue
+            self._tick.acquire(timeout=TICK)
+
+    def _pass(self) -> None:
+        """Do once what a driver does."""
+        self._flush()
+        if self.plane is not None:
+            self.plane.poll()
+        for fd, events in self._epoll.poll(0):
+            self._handle(fd, events)
+
+    def _help_drive(self) -> None:
+        """Drive for want of a waiter. Called with the wheel held."""
+        timeout = 0.0
+        try:
+            self._pass()
+            timeout = self._get_ready_to_sleep(None)
+            self._helper_asleep = timeout > 0
+        finally:
+            if self._helper_asleep:
+                self._wheel.release()
+            else:
+                self._release()
+        if timeout <= 0:
+            return
+        if self._followers:
+            self._release_follower()
+        if not self._is_brisk:
+            self._is_brisk = True
+            sys.setswitchinterval(_BRISK)
+        if self.dirty:
+            self._helper_asleep = False
+            return
+        events = self._outer.poll(timeout)
+        if not self._helper_asleep:  # a waiter took over; it has disarmed the plane
+            _drain(self._kick_fd)
+            return
+        if any(fd == self._kick_fd for fd, _ in events):
+            _drain(self._kick_fd)
+        if self._wheel.acquire(False):
+            self._helper_asleep = False
+            if self.plane is not None:
+                self.plane.disarm()
+            try:
+                self._pass()
+            finally:
+                self._release()
+
+    def _release_follower(self) -> None:
+        try:
+            _open(self._followers.popleft())
+        except IndexError:
+            pass
+
+    def _kick(self) -> None:
+        if self._parked:
+            self._parked = False
+            _open(self._tick)
+        try:
+            os.eventfd_write(self._kick_fd, 1)
+        except (OSError, AttributeError):  # stopped meanwhile
+            pass
+
+    # Ctrl-C
+
+    def on_sigint(self, signum: int, frame: FrameType | None) -> None:
+        """Handle Ctrl-C on the main thread.
+
+        In the middle of a driver's work an exception would lose messages: it is kept until the
+        driver looks. Anywhere else it is raised at once.
+        """
+        if self._main_inside:
+            self._interrupted.add(_MAIN)
+            self.wake()
+        else:
+            raise KeyboardInterrupt
+
+
+_MAIN = threading.main_thread().ident or 0
+
+
+class _InterruptGuard:
+    """While the main thread sleeps in our loop, Ctrl-C is ours even where others take it.
+
+    Notebooks install the default handler anew before each cell.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._replaced = None
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._replaced = signal.signal(signal.SIGINT, progress.on_sigint)
+
+    def end(self) -> None:
+        if self._replaced is not None:
+            signal.signal(signal.SIGINT, self._replaced)
+
+
+def _open(latch: Any) -> None:
+    try:
+        latch.release()
+    except RuntimeError:  # open already
+        pass
+
+
+def _drain(fd: int) -> None:
+    try:
+        os.eventfd_read(fd)
+    except BlockingIOError:
+        pass

@@ -1,0 +1,101 @@
+"""Peers: one object for each process we talk to, and the one place that decides the route.
+
+Same world: MPI. Anyone else: the link. Nothing above this module knows which it was.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hpcdist._transport.link import Link
+from hpcdist._transport.mpi import Item, MpiPlane
+from hpcdist._transport.progress import Progress
+from hpcdist._wire.frames import CONTROL, FRAME_MAX, Buffer, pack
+
+_LINGER = 50_000  # ns: messages this close behind each other are gathered into one frame
+_clock = time.perf_counter_ns
+
+RELEASE = 1  # the control that counts references down; its body is triples (whence, id, n)
+_TRIPLE = struct.Struct("<QQq")
+
+
+class Peer:
+    """A process we talk to."""
+
+    def __init__(self, pid: int, progress: Progress) -> None:
+        self.pid = pid
+        self.alive = True
+        self.rank = -1
+        self.link: Link | None = None
+        self.plane: MpiPlane | None = None
+        self.outbox: deque[Item] = deque()
+        self.size = 0
+        self.queued = False
+        self.flushed = 0
+        self.known: set[int] = set()  # ids of functions it has the definition of
+        self.bound: dict[str, Any] = {}  # globals of __main__ as it was last told
+        self.released: deque[tuple[int, int, int]] = deque()  # references to count down there
+        self.reach: Callable[[Peer], None] | None = None  # dials where there is no link yet
+        self._progress = progress
+
+    def post(self, data: bytes, buffers: Sequence[Buffer] = ()) -> None:
+        """Put a message into the outbox; the driver flushes it before any wait."""
+        self.outbox.append((data, buffers) if buffers else data)
+        self.size += len(data)
+        if not self.queued:
+            self.queued = True
+            self._progress.dirty.append(self)
+
+    def hurry(self) -> None:
+        """Flush now, unless messages follow so closely that gathering them pays."""
+        if self.size > FRAME_MAX or _clock() - self.flushed > _LINGER:
+            self._progress.nudge()
+        else:
+            self._progress.soon()
+
+    def control(self, op: int, ident: int = 0, body: bytes = b"", buffers: Sequence[Buffer] = ()) -> None:
+        """Post a control."""
+        self.post(*pack(CONTROL, 0, ident, op, body, buffers))
+
+    def flush(self) -> None:
+        """Hand the outbox to the route. Called by the driver alone."""
+        if self.released:
+            self._release()
+        outbox = self.outbox
+        items = []
+        while outbox:
+            items.append(outbox.popleft())
+        self.size = 0
+        if not items or not self.alive:
+            return
+        if self.plane is not None:
+            self.plane.send(self.rank, items)
+        elif self.link is not None:
+            self.link.send(items)
+        elif self.reach is not None:
+            outbox.extendleft(reversed(items))
+            self.reach(self)
+        self.flushed = _clock()
+
+    def _release(self) -> None:
+        parts = []
+        while self.released:
+            parts.append(_TRIPLE.pack(*self.released.popleft()))
+            if len(parts) == 2000:
+                self._post_release(parts)
+                parts = []
+        if parts:
+            self._post_release(parts)
+
+    def _post_release(self, parts: list[bytes]) -> None:
+        data, buffers = pack(CONTROL, 0, 0, RELEASE, b"".join(parts))
+        self.outbox.append((data, buffers) if buffers else data)
+
+
+def triples(body: Any) -> list[tuple[int, int, int]]:
+    """Read the body of a RELEASE control."""
+    return list(_TRIPLE.iter_unpack(body))
