@@ -132,8 +132,8 @@ class _World:
     def close(self) -> None:
         """Forget this world, on this process."""
         progress = node.progress
+        progress.detach()
         progress.unregister(self.bells.socket.fileno())
-        progress.plane = None
         self.bells.close()
         for peer in node.peers.values():
             if peer.link is not None:
@@ -348,10 +348,11 @@ def _finish_rank() -> NoReturn:
     assert world is not None
     worker._say_goodbye()
     world.close()
+    node.progress.stop()
     sys.stdout.flush()
     faulthandler.dump_traceback_later(30, exit=True)
     MPI.Finalize()
-    worker.leave(0)
+    worker.leave(0, by_libc=True)
 
 
 if launched_size() > 1 and not node.serving and node.me == 1:

@@ -361,8 +361,14 @@ def _say_goodbye() -> None:
             pass
 
 
-def leave(code: int) -> NoReturn:
-    """End this process at once: MPI's own end may hang when others have died."""
+def leave(code: int, *, by_libc: bool = False) -> NoReturn:
+    """End this process at once: MPI's own end may hang when others have died.
+
+    Args:
+        code: The exit code.
+        by_libc: Run the C library's exit handlers: MPICH takes leave of its launcher there, and
+            a rank that does not is a crashed one to mpiexec.
+    """
     faulthandler.dump_traceback_later(_FINALIZE, exit=True)
     try:
         if threading.current_thread() is threading.main_thread():
@@ -374,6 +380,10 @@ def leave(code: int) -> NoReturn:
                     stream.flush()
             except (OSError, ValueError):
                 pass
+        if by_libc:
+            import ctypes
+
+            ctypes.CDLL(None).exit(code)
         os._exit(code)
 
 

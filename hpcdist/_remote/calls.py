@@ -353,7 +353,8 @@ def _reply(call: Call, value: Any) -> None:
         return
     if value is None and wants == FETCH:
         peer.post(_head(RESULT, OK, 0, 0, call.ident, 0))
-        peer.hurry()
+        if not node.turns.about_to_wait():
+            peer.hurry()
         return
     try:
         payload = codec.dumps(value) if value is not None else _EMPTY
@@ -367,7 +368,8 @@ def _reply(call: Call, value: Any) -> None:
     else:
         settle(peer.pid, call.ident, OK, payload)
         send_outcome(peer, call.ident, OK, payload, whole=False)
-    peer.hurry()
+    if not node.turns.about_to_wait():
+        peer.hurry()
 
 
 def _reply_error(call: Call, error: BaseException) -> None:

@@ -209,6 +209,10 @@ class Turns:
             elif self._limit > 1 or self._suspended or not self._node.serving:
                 self._start_spare()
 
+    def about_to_wait(self) -> bool:
+        """Tell whether this thread flushes what it posts without being asked: it waits next."""
+        return not self._queue and _ident() == _MAIN and self._node.serving
+
     def enter_user(self, inside: bool) -> None:
         """Say whether the main thread is in a user's function: only there is SIGINT for it."""
         if _ident() == _MAIN:

@@ -83,6 +83,7 @@ class Progress:
         self.dirty: deque[Outbox] = deque()
         self.plane: Plane | None = None
         self.spin = 0.0002
+        self.patience = 60  # polls before giving way: fewer where processes outnumber cores
         self.spans_hosts = False  # MPI peers elsewhere cannot ring: do not sleep long
         self.before_sleep: list[Callable[[], None]] = []
         self._epoll: Any = None
@@ -162,6 +163,12 @@ class Progress:
                 self._epoll.unregister(fd)
             except (OSError, ValueError):  # closed already
                 pass
+
+    def detach(self) -> None:
+        """Stop polling the plane; on return nobody is in the middle of it."""
+        self.wake()
+        with self._wheel:
+            self.plane = None
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         """Let the driver call `fn` after a delay."""
@@ -313,39 +320,46 @@ class Progress:
 
     def _drive(self, slot: Waitable, deadline: float | None, me: int) -> None:
         plane = self.plane
-        flush, turn, looks, spin = self._flush, 0, 0, self.spin
-        poll_fds = self._epoll.poll
+        poll_fds, patience = self._epoll.poll, self.patience
+        turn = looks = 0
         rest = 0.0
         while True:
             if self.dirty:
-                flush()
-            active = plane is not None and plane.poll()
+                self._flush()
+            if plane is not None:
+                active = plane.poll()
+                if slot.ready:
+                    return
+            else:
+                active = False
             if plane is None or looks & 3 == 0:
                 for fd, events in poll_fds(0):
                     active = True
                     self._handle(fd, events)
-            if slot.ready:
-                return
+                if slot.ready:
+                    return
             if self._interrupted and me in self._interrupted:
                 return  # `wait` raises it once the wheel is free
-            turn += 1
             looks += 1
             if active:
-                turn = 0
-                rest = 0.0
-            elif turn > 20:
+                turn, rest = 0, 0.0
+                continue
+            turn += 1
+            if turn <= patience:
+                continue
+            if not (plane is not None and plane.busy()):  # what is under way needs polling
                 _yield()
-                if turn & 7 == 0:
-                    now = _now()
-                    if deadline is not None and now >= deadline:
-                        raise TimeoutError
-                    if self._timers:
-                        self._run_timers(now)
-                    if rest == 0.0:
-                        rest = now + spin
-                    elif now > rest:
-                        self._sleep(slot, deadline)
-                        turn, rest, plane = 0, 0.0, self.plane
+            if turn & 7 == 0:
+                now = _now()
+                if deadline is not None and now >= deadline:
+                    raise TimeoutError
+                if self._timers:
+                    self._run_timers(now)
+                if rest == 0.0:
+                    rest = now + self.spin
+                elif now > rest:
+                    self._sleep(slot, deadline)
+                    turn, rest, plane = 0, 0.0, self.plane
 
     def _flush(self) -> None:
         dirty = self.dirty

@@ -27,7 +27,6 @@ from hpcdist import (
     fetchany,
     fetchfrom,
     myid,
-    remote,
     remote_do,
     remotecall,
     remotecall_fetch,
@@ -215,14 +214,14 @@ def test_spawn_and_its_relatives(pids: list[int]) -> None:
     assert spawn(divide, 1, right=2).fetch() == 0.5
     assert fetchany(divide, 1, right=2) == 0.5
     assert spawn(myid).fetch() in pids
-    assert remote(divide)(1, right=2) == 0.5
+    assert hpcdist.remote(divide)(1, right=2) == 0.5
 
 
 def test_a_pool_may_stand_for_a_pid(pids: list[int]) -> None:
     pool = hpcdist.WorkerPool(pids[1:2])
     assert remotecall_fetch(myid, pool) == pids[1]
     assert remotecall(myid, pool).fetch() == pids[1]
-    assert remote(myid, pool)() == pids[1]
+    assert hpcdist.remote(myid, pool)() == pids[1]
 
 
 def test_calls_to_oneself_share_the_objects(pids: list[int]) -> None:

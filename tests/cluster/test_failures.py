@@ -1,0 +1,523 @@
+"""What goes wrong: workers that die, drivers that die, Ctrl-C, launches that fail."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+import hpcdist
+from hpcdist import (
+    ClusterManager,
+    Future,
+    LaunchError,
+    MPIManager,
+    ProcessExitedException,
+    RemoteChannel,
+    WorkerConfig,
+    addprocs,
+    myid,
+    remotecall,
+    remotecall_fetch,
+    rmprocs,
+    workers,
+)
+from tests.cluster.test_channels import blocked
+from tests.cluster.test_futures import in_thread
+from tests.cluster.test_processes import process_is_gone, running
+from tests.helpers import eventually, kill9
+
+LONG = 30.0  # seconds after which a wait that ought to end is taken for lost
+NOTICED = 5.0  # seconds within which a death is to be known everywhere, on the slowest machine
+ENDED = 8.0  # seconds after which no worker may be left of a driver that is gone
+
+# --- what the workers run; they import this module -----------------------------------------------
+
+
+def for_ever() -> None:
+    """Wait as no wait of hpcdist would; ends with the process alone."""
+    threading.Event().wait()
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def fork_a_child() -> int:
+    """Leave behind a child that holds every descriptor its parent had open."""
+    child = os.fork()
+    if child == 0:
+        while True:
+            signal.pause()
+    return child
+
+
+def fetch_and_return_pid_of_the_dead(reference: Any) -> int:
+    try:
+        hpcdist.fetch(reference)
+    except ProcessExitedException as exc:
+        return exc.pid
+    return -1
+
+
+async def await_and_return_pid_of_the_dead(future: Future) -> int:
+    try:
+        await future
+    except ProcessExitedException as exc:
+        return exc.pid
+    return -1
+
+
+def obituary(pid: int) -> ProcessExitedException:
+    """Return what is known by now of the end of a process."""
+    with pytest.raises(ProcessExitedException) as caught:
+        remotecall(myid, pid)
+    return caught.value
+
+
+# --- a worker dies -------------------------------------------------------------------------------
+
+DEATHS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[str, ...]]] = {
+    "SIGKILL": (for_ever, (), ("SIGKILL", "signal 9")),
+    "SIGSEGV": (segfault, (), ("SIGSEGV", "signal 11")),
+    "os._exit": (os._exit, (7,), ("7",)),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_death_is_known_to_all_who_wait(
+    death: str, pids: list[int], fresh: Callable[..., list[int]]
+) -> None:
+    fatal, args, words = DEATHS[death]
+    (victim,) = fresh(1)
+    os_pid = remotecall_fetch(os.getpid, victim)
+    owned, empty = RemoteChannel(1, victim), Future(victim)
+
+    # Everything that can wait for a process does: here, in threads, and on the other workers.
+    ask = fetch_and_return_pid_of_the_dead
+    elsewhere = [remotecall(ask, pid, thing) for pid in pids for thing in (owned, empty)]
+    elsewhere += [remotecall(await_and_return_pid_of_the_dead, pid, empty) for pid in pids]
+    waits = [owned.take, owned.fetch, owned.wait, empty.fetch, empty.wait, empty.result]
+    here = [in_thread(wait) for wait in waits]
+    asynchronous = in_thread(asyncio.run, await_and_return_pid_of_the_dead(empty))
+    here.append(in_thread(remotecall_fetch, empty.fetch, victim))
+    call = remotecall(fatal, victim, *args)
+    elsewhere.append(remotecall(ask, pids[0], call))
+    start = time.monotonic()
+    if fatal is for_ever:
+        kill9(os_pid)
+        start = time.monotonic()
+
+    with pytest.raises(ProcessExitedException) as caught:
+        call.fetch(timeout=NOTICED)
+    assert caught.value.pid == victim
+    for thread in here:
+        error = thread.exception(NOTICED)
+        assert isinstance(error, ProcessExitedException), error
+        assert error.pid == victim
+    assert asynchronous.result(NOTICED) == victim
+    assert [future.fetch(timeout=NOTICED) for future in elsewhere] == [victim] * len(elsewhere)
+    assert time.monotonic() - start < 2 * NOTICED
+    eventually(lambda: any(word in obituary(victim).why for word in words))
+
+    # The others go on, and nobody can call the dead.
+    assert workers() == pids
+    for caller in (1, *pids):
+        assert remotecall_fetch(remotecall_fetch, caller, myid, pids[-1]) == pids[-1]
+    with pytest.raises(ProcessExitedException):
+        remotecall(myid, victim)
+    with pytest.raises(ProcessExitedException):
+        owned.put(1)
+    (successor,) = fresh(1)
+    assert successor > victim
+    assert remotecall_fetch(myid, successor) == successor
+
+
+@pytest.mark.parametrize("isolation", ["auto", "process"])
+def test_deaths_in_one_launch_stay_apart(isolation: str, fresh: Callable[..., list[int]]) -> None:
+    first, second, third = fresh(3, isolation=isolation)
+    waiting = running(second, for_ever)
+    kill9(remotecall_fetch(os.getpid, first))
+    eventually(lambda: first not in workers(), timeout=NOTICED)
+    assert not waiting.done()
+    assert remotecall_fetch(remotecall_fetch, third, myid, 1) == 1
+    data = os.urandom(3_000_000)
+    assert remotecall_fetch(len, third, data) == len(data)
+    kill9(status_of(second).os_pid)
+    with pytest.raises(ProcessExitedException):
+        waiting.fetch(timeout=NOTICED)
+    assert remotecall_fetch(myid, third) == third
+
+
+def status_of(pid: int) -> Any:
+    return next(row for row in hpcdist.status() if row.pid == pid)
+
+
+def test_a_child_of_the_dead_hides_nothing(fresh: Callable[..., list[int]]) -> None:
+    (victim,) = fresh(1)
+    child = remotecall_fetch(fork_a_child, victim)
+    try:
+        call = running(victim, for_ever)
+        kill9(status_of(victim).os_pid)
+        with pytest.raises(ProcessExitedException):
+            call.fetch(timeout=NOTICED)
+        eventually(lambda: victim not in workers())
+    finally:
+        if not process_is_gone(child):
+            kill9(child)
+
+
+def test_the_last_lines_of_stderr_are_in_the_error(fresh: Callable[..., list[int]]) -> None:
+    (victim,) = fresh(1)
+    call = remotecall(say_and_leave, victim, "the last words")
+    with pytest.raises(ProcessExitedException) as caught:
+        call.fetch(timeout=NOTICED)
+    assert caught.value.pid == victim
+    eventually(lambda: any("the last words" in line for line in obituary(victim).stderr))
+    assert "the last words" in str(obituary(victim))
+
+
+def say_and_leave(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+    os._exit(3)
+
+
+def test_deaths_during_large_transfers(fresh: Callable[..., list[int]], pids: list[int]) -> None:
+    for sender, receiver in ((1, None), (None, 1), (pids[0], None), (None, pids[0])):
+        (victim,) = fresh(1)
+        os_pid = remotecall_fetch(os.getpid, victim)
+        data_from, data_to = sender or victim, receiver or victim
+        transfers = [
+            remotecall(remotecall_fetch, data_from, len, data_to, bytes(20_000_000))
+            for _ in range(3)
+        ]
+        kill9(os_pid)
+        for transfer in transfers:
+            try:
+                assert transfer.fetch(timeout=NOTICED) == 20_000_000
+            except hpcdist.HpcdistError:
+                pass  # Done before the end or not, but never stuck.
+        eventually(lambda victim=victim: victim not in workers())
+        assert remotecall_fetch(remotecall_fetch, pids[0], len, pids[1], bytes(10**6)) == 10**6
+
+
+def test_removing_the_dead_is_no_error(fresh: Callable[..., list[int]]) -> None:
+    (victim,) = fresh(1)
+    kill9(remotecall_fetch(os.getpid, victim))
+    rmprocs(victim)
+    assert victim not in workers()
+
+
+def test_deaths_do_not_add_up_to_anything(fresh: Callable[..., list[int]]) -> None:
+    for _ in range(3):
+        new = fresh(3)
+        for pid in new[:2]:
+            blocked(pid, RemoteChannel(1, new[2]).take)
+        for os_pid in [remotecall_fetch(os.getpid, pid) for pid in new]:
+            kill9(os_pid)
+        eventually(lambda new=new: not set(new) & set(workers()), timeout=NOTICED)
+
+
+# --- the driver ends -----------------------------------------------------------------------------
+
+# Four workers: idle, in Python code, in a wait of ours, and in C with the interpreter's lock held,
+# where no thread of the worker can notice anything.
+BUSY_WORKERS = """
+import ctypes, os, signal, sys, time
+from pathlib import Path
+from hpcdist import RemoteChannel, addprocs, remote_do, remotecall_fetch
+from tests.helpers import eventually
+
+pids = addprocs(4)
+print(*[remotecall_fetch(os.getpid, pid) for pid in pids], flush=True)
+mark = Path(sys.argv[1])
+rc = RemoteChannel(1)
+
+
+def spin(mark):
+    Path(mark).touch()
+    while True:
+        pass
+
+
+def stuck_in_c(mark):
+    Path(mark).touch()
+    ctypes.PyDLL(None).sleep(120)
+
+
+remote_do(spin, pids[1], f"{mark}.spin")
+remote_do(rc.take, pids[2])
+remote_do(stuck_in_c, pids[3], f"{mark}.c")
+eventually(Path(f"{mark}.spin").exists)
+eventually(Path(f"{mark}.c").exists)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("os._exit(5)", 5),
+        ("sys.exit(3)", 3),
+        ("raise ValueError('uncaught')", 1),
+        ("", 0),
+    ],
+    ids=["SIGKILL", "SIGTERM", "os._exit", "sys.exit", "exception", "end"],
+)
+def test_no_worker_outlives_its_driver(
+    ending: str, code: int, script: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = script(f"{BUSY_WORKERS}\n{ending}\n", args=[str(tmp_path / "mark")])
+    assert done.rc == code, done.err
+    os_pids = [int(word) for word in done.out.splitlines()[0].split()]
+    assert len(os_pids) == 4
+    try:
+        eventually(lambda: all(map(process_is_gone, os_pids)), timeout=ENDED)
+    finally:
+        for os_pid in os_pids:
+            if not process_is_gone(os_pid):
+                kill9(os_pid)
+
+
+# --- Ctrl-C --------------------------------------------------------------------------------------
+
+# As the terminal does it: to every process of the driver's group.
+CTRL_C = """
+import os, signal, threading
+import hpcdist
+from hpcdist import (
+    Channel, Future, RemoteChannel, addprocs, myid, remotecall, remotecall_fetch, remotecall_wait,
+)
+
+
+def interrupted(wait, *args, **kw):
+    timer = threading.Timer(0.2, os.killpg, (os.getpgrp(), signal.SIGINT))
+    timer.start()
+    try:
+        wait(*args, **kw)
+    except KeyboardInterrupt:
+        timer.join()
+        return True
+    return False
+
+
+pids = addprocs(2)
+os_pids = [remotecall_fetch(os.getpid, pid) for pid in pids]
+"""
+
+
+@pytest.mark.parametrize("owner", ["1", "pids[0]"], ids=["here", "there"])
+def test_ctrl_c_withdraws_a_wait_on_a_channel(owner: str, script: Callable[..., Any]) -> None:
+    text = f"""
+        rc = RemoteChannel(1, {owner})
+        for wait in (rc.take, rc.fetch, rc.wait, lambda: [v for v in rc]):
+            assert interrupted(wait)
+        rc.put("first")
+        assert interrupted(rc.put, "withdrawn")
+        assert rc.take() == "first", "a taker was left behind"
+        assert rc.isempty(), "a putter was left behind"
+        rc.put("second")
+        assert remotecall_fetch(hpcdist.take, pids[1], rc) == "second"
+        assert [remotecall_fetch(os.getpid, pid) for pid in pids] == os_pids
+    """
+    done = script(CTRL_C + dedent(text))
+    assert done.rc == 0, done.err
+
+
+def test_ctrl_c_leaves_calls_alone(script: Callable[..., Any]) -> None:
+    text = """
+        import asyncio
+
+        gate = RemoteChannel(1)
+        call = remotecall(gate.take, pids[0])
+        for wait in (call.fetch, call.wait, call.result, lambda: hpcdist.fetch(call)):
+            assert interrupted(wait)
+        assert not call.done()
+        gate.put("through")
+        assert call.fetch() == "through"
+
+        second = RemoteChannel(1)
+        assert interrupted(remotecall_fetch, second.take, pids[0])
+        second.put("taken by the call that went on")
+        assert remotecall_fetch(myid, pids[0]) == pids[0]
+
+        never = Future()
+        assert interrupted(never.fetch)
+        assert interrupted(hpcdist.sleep, 30)
+        assert interrupted(Channel(1).take)
+        assert interrupted(remotecall_wait, never.fetch, pids[1])
+        assert [remotecall_fetch(os.getpid, pid) for pid in pids] == os_pids
+    """
+    done = script(CTRL_C + dedent(text))
+    assert done.rc == 0, done.err
+
+
+def test_ctrl_c_without_a_handler_ends_the_driver_as_usual(script: Callable[..., Any]) -> None:
+    text = """
+        print(*os_pids, flush=True)
+        threading.Timer(0.2, os.killpg, (os.getpgrp(), signal.SIGINT)).start()
+        RemoteChannel(1, pids[0]).take()
+    """
+    done = script(CTRL_C + dedent(text))
+    assert done.rc in (-signal.SIGINT, 128 + signal.SIGINT), done.err
+    assert "KeyboardInterrupt" in done.err
+    os_pids = [int(word) for word in done.out.splitlines()[0].split()]
+    eventually(lambda: all(map(process_is_gone, os_pids)), timeout=ENDED)
+
+
+# --- launches that fail --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unchanged(pids: list[int]) -> Iterator[None]:
+    """Check that a failed launch leaves the cluster as it was, and usable."""
+    yield
+    assert workers() == pids
+    assert [remotecall_fetch(myid, pid) for pid in pids] == pids
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_python_that_is_not_there(tmp_path: Path) -> None:
+    missing = str(tmp_path / "no" / "python")
+    with pytest.raises(LaunchError) as caught:
+        addprocs(1, python=missing)
+    assert missing in str(caught.value)
+    assert caught.value.pids == []
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("n", [1, 2])
+def test_python_that_ends_at_once(n: int, tmp_path: Path) -> None:
+    python = program(tmp_path / "python", "echo no licence >&2; exit 3")
+    start = time.monotonic()
+    with pytest.raises(LaunchError, match="no licence"):
+        addprocs(n, python=python, timeout=LONG)
+    assert time.monotonic() - start < LONG / 2  # Its end is noticed, not its silence.
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_python_that_never_answers(tmp_path: Path) -> None:
+    python = program(tmp_path / "python", "exec sleep 1000")
+    start = time.monotonic()
+    with pytest.raises(LaunchError):
+        addprocs(1, python=python, timeout=1)
+    assert time.monotonic() - start < LONG
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError) as caught:
+        addprocs(1, dir=str(tmp_path / "nowhere"))
+    assert "nowhere" in str(caught.value)
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.timeout(90)
+def test_mpiexec_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "mpiexec", "echo this is no MPI >&2; exit 3")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    try:
+        new = addprocs(MPIManager(2), timeout=LONG)
+    except LaunchError as error:
+        assert "this is no MPI" in str(error)  # noqa: PT017 - may, need not
+    else:  # It knew better, and took the one that belongs to this Python.
+        assert remotecall_fetch(remotecall_fetch, new[0], myid, new[1]) == new[1]
+        rmprocs(new)
+
+
+class Rubbish(ClusterManager):
+    """Starts something that is no worker, and talks."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def launch(self, params: dict[str, Any]) -> Iterator[WorkerConfig]:
+        process = subprocess.Popen(["sh", "-c", self.text], stdout=subprocess.PIPE)
+        self.processes.append(process)
+        yield WorkerConfig(process=process)
+
+    def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
+        pass
+
+    def kill(self, pid: int, config: WorkerConfig) -> None:
+        self.end()
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait(LONG)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(
+    "text", ["echo hello; echo 127.0.0.1; exit 0", "yes hpcdist", "exec sleep 1000"]
+)
+def test_launch_of_something_else(text: str) -> None:
+    manager = Rubbish(text)
+    try:
+        with pytest.raises(LaunchError):
+            addprocs(manager, timeout=2)
+    finally:
+        manager.end()
+
+
+class Refusing(ClusterManager):
+    def launch(self, params: dict[str, Any]) -> Iterator[WorkerConfig]:
+        raise PermissionError("no account")
+        yield
+
+    def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_manager_whose_launch_raises() -> None:
+    with pytest.raises(LaunchError, match="no account"):
+        addprocs(Refusing())
+
+
+def test_workers_that_did_come_up_stay(pids: list[int], tmp_path: Path) -> None:
+    # The first start of this "python" makes a worker. The next one fails, but not before that
+    # worker has registered.
+    go = tmp_path / "go"
+    python = program(
+        tmp_path / "python",
+        f'if mkdir "{tmp_path}/taken" 2>/dev/null; then exec "{sys.executable}" "$@"; fi\n'
+        f'while [ ! -e "{go}" ]; do sleep 0.02; done\n'
+        "echo only one >&2; exit 3",
+    )
+    adding = in_thread(addprocs, 2, python=python, isolation="process", timeout=LONG)
+    try:
+        eventually(lambda: len(workers()) == len(pids) + 1, timeout=LONG)
+        came_up = workers()[-1]
+        assert remotecall_fetch(myid, came_up) == came_up
+    finally:
+        go.touch()
+    error = adding.exception(LONG)
+    try:
+        assert isinstance(error, LaunchError)
+        assert error.pids == [came_up]
+        assert "only one" in str(error)
+        assert workers() == [*pids, came_up]
+    finally:
+        rmprocs(came_up)
