@@ -274,7 +274,7 @@ def _send_all_away() -> None:
         if peer is not None and peer.plane is plane and peer.plane is not None:
             peer.post(message)
             if not peer.alive:  # parked: its outbox is closed
-                peer.outbox.clear()
+                peer.drop()
                 node.progress.call_later(0, lambda p=peer: p.plane.send(p.rank, [message]))  # type: ignore[misc]
     _settle(lambda: not node.progress._timers and not node.progress.dirty)
 

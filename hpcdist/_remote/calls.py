@@ -250,6 +250,8 @@ def _send(peer: Peer, wants: int, ident: int, f: Any, args: Any, kw: Any) -> Non
             payload = codec.dumps(args)
         else:
             payload = _EMPTY
+    if payload.buffers and wants != FETCH:
+        payload.own()  # the caller goes on, and may change what it sent
     body = payload.body
     if payload.refs:
         body = references.announce(payload.refs, peer.pid) + body
@@ -364,12 +366,30 @@ def _reply(call: Call, value: Any) -> None:
     if wants == FETCH:
         body, plain, with_refs = outgoing(payload, peer.pid)
         flags = OK | (REFS if with_refs else 0)
-        peer.post(*pack(RESULT, flags, call.ident, 0, body, plain))
+        data, parts = pack(RESULT, flags, call.ident, 0, body, plain)
+        if parts:
+            _post_and_wait(peer, data, parts)
+            return
+        peer.post(data)
     else:
         settle(peer.pid, call.ident, OK, payload)
         send_outcome(peer, call.ident, OK, payload, whole=False)
     if not node.turns.about_to_wait():
         peer.hurry()
+
+
+def _post_and_wait(peer: Peer, data: bytes, buffers: Sequence[Buffer]) -> None:
+    """Send a large result, and hold this thread until it is through.
+
+    The buffers may be an array that the worker keeps; its next call may write to it.
+    """
+    through = Slot()
+    peer.post(data, buffers, lambda: node.progress.complete(through))
+    while peer.alive and not through.ready:
+        try:
+            node.progress.wait(through)
+        except KeyboardInterrupt:  # too late for the function, whose answer this is
+            continue
 
 
 def _reply_error(call: Call, error: BaseException) -> None:

@@ -142,7 +142,7 @@ class Future(Reference, concurrent.futures.Future[Any]):
     _hooks: list[Callable[[], None]] | None = None
     _subscribed = False
 
-    def __init__(self, pid: int | None = None, /) -> None:
+    def __init__(self, pid: int | None = None) -> None:
         self.whence = node.me
         self.where = node.me if pid is None else pid
         self.id = next(node.ids)

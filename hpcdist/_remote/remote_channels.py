@@ -157,9 +157,9 @@ class RemoteChannel(Reference):
         if self.where == node.me:
             return self._operate_here(name, args, timeout)
         builtin = name in _QUICK or (name == "put" and len(args) == 1) or not args
-        payload = codec.dumps(args[0] if name == "put" and len(args) == 1 else args)
-        if name != "put" and not args:
-            payload = _NO_ARGUMENTS
+        payload = _NO_ARGUMENTS
+        if args:
+            payload = codec.dumps(args[0] if name == "put" and len(args) == 1 else args).own()
         body, buffers, with_refs = outgoing(payload, self.where)
         head = (self.key, name, builtin, with_refs, timeout)
         slot = node.request(self.where, OPERATE, head, body, buffers)
@@ -223,9 +223,14 @@ class RemoteChannel(Reference):
             keywords["timeout"] = timeout
         if type(backing) is Channel:
             if name == "put":
-                args = (codec.dumps(args[0]), *args[1:])
+                args = (codec.dumps(args[0]).own(), *args[1:])
             return getattr(backing, name)(*args, **keywords)
-        return getattr(backing, name)(*args, **keywords)
+        try:
+            return getattr(backing, name)(*args, **keywords)
+        except (ChannelClosed, TimeoutError):
+            raise
+        except Exception as exc:
+            raise _errors.decode_error(_errors.encode_error(exc, node.me)) from None
 
 
 _BLOCKING = {"put", "take", "fetch", "wait"}
@@ -270,6 +275,8 @@ def _make(ref: tuple[int, int], holder: int, factory: Callable[[], Any] | int) -
             f"a remote channel's factory must return an object with put and take, not {channel!r}"
         )
     references.count(ref, holder, 1, lambda: channel)
+    if type(channel) is Channel:
+        references.owned[ref].on_free = channel.close  # who waits is told
 
 
 def _backing(ref: tuple[int, int]) -> Any:

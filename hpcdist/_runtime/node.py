@@ -226,7 +226,7 @@ class Node:
                     peer.plane.lose(peer.rank)
                 if peer.link is not None:
                     peer.link.close()
-            peer.outbox.clear()
+            peer.drop()
         for ident, slot in list(self.pending.items()):
             if slot.where == pid:
                 self.fail(ident, slot)

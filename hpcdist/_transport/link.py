@@ -42,6 +42,8 @@ class Link:
         self._deliver = deliver
         self._ended = ended
         self._out: deque[memoryview] = deque()
+        self._ends: deque[list[Any]] = deque()  # [buffers left before, what to call then]
+        self._gone = 0  # how many buffers have been handed to the kernel
         self._writing = False
         self._room = memoryview(bytearray(_READ))
         self._start = 0  # what has been read and not yet parsed: _room[_start:_end]
@@ -83,6 +85,8 @@ class Link:
             self._out.append(memoryview(b"".join(plain)))
             plain = []
             self._out.extend(memoryview(b).cast("B") for b in item[1])
+            if item[2] is not None:
+                self._ends.append([self._gone + len(self._out), item[2]])
         if plain:
             self._out.append(memoryview(b"".join(plain)))
         self._write()
@@ -97,6 +101,9 @@ class Link:
                     sent = self.sock.sendmsg([out[k] for k in range(min(len(out), _GATHER))])
                 while out and sent >= out[0].nbytes:
                     sent -= out.popleft().nbytes
+                    self._gone += 1
+                while self._ends and self._gone >= self._ends[0][0]:
+                    self._ends.popleft()[1]()
                 if sent:
                     out[0] = out[0][sent:]
         except BlockingIOError:
@@ -220,3 +227,5 @@ class Link:
             self._progress.unregister(self.sock.fileno())
             self.sock.close()
             self._out.clear()
+            while self._ends:
+                self._ends.popleft()[1]()

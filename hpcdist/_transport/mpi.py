@@ -27,7 +27,20 @@ _PIECE = 1 << 30  # counts are C ints in many an MPI
 _unpack = HEAD.unpack_from
 
 Deliver = Callable[[Any, int, int, int, int, Any, Sequence[Buffer]], None]
-Item = bytes | tuple[bytes, Sequence[Buffer]]
+# A message: its bytes; or with buffers, and what to call once those are the sender's again.
+Item = bytes | tuple[bytes, Sequence[Buffer], Callable[[], None] | None]
+
+
+def _with_ends(
+    items: Sequence[Item],
+) -> list[tuple[Buffer, Callable[[], None] | None]]:
+    """List all buffers in order, each message's last with what to call when it is through."""
+    found: list[tuple[Buffer, Callable[[], None] | None]] = []
+    for item in items:
+        if type(item) is tuple:
+            found.extend((buffer, None) for buffer in item[1][:-1])
+            found.append((item[1][-1], item[2]))
+    return found
 
 
 class _Arriving:
@@ -58,7 +71,7 @@ class MpiPlane:
         self._any = MPI.ANY_SOURCE
         self._failed = MPI.Exception
         self._status = MPI.Status()
-        self._sends: deque[tuple[Any, Any, int]] = deque()
+        self._sends: deque[tuple[Any, Any, int, Callable[[], None] | None]] = deque()
         self._arriving: dict[int, deque[_Arriving]] = {}
         self._parked: list[Any] = []  # requests to the dead, with their memory: never waited for
 
@@ -67,23 +80,28 @@ class MpiPlane:
     def send(self, rank: int, items: Sequence[Item]) -> None:
         """Send messages as one frame, their buffers after it."""
         if rank in self.dead:
+            for _, end in _with_ends(items):
+                if end is not None:
+                    end()
             return
         comm, sends = self.comm, self._sends
         if len(items) == 1 and type(items[0]) is bytes:
             frame = items[0]
-            buffers: list[Buffer] = []
+            buffers: list[tuple[Buffer, Callable[[], None] | None]] = []
         else:
             frame = b"".join([i if type(i) is bytes else i[0] for i in items])
-            buffers = [b for i in items if type(i) is tuple for b in i[1]]
+            buffers = _with_ends(items)
         try:
             request = comm.Isend(frame, rank, FRAME)
             if buffers or not request.Test():
-                sends.append((request, frame, rank))
-            for buffer in buffers:
+                sends.append((request, frame, rank, None))
+            for buffer, end in buffers:
                 view = memoryview(buffer).cast("B")
                 for start in range(0, view.nbytes, _PIECE):
                     piece = view[start : start + _PIECE]
-                    sends.append((comm.Isend([piece, self._byte], rank, BUFFER), piece, rank))
+                    request = comm.Isend([piece, self._byte], rank, BUFFER)
+                    last = end if start + _PIECE >= view.nbytes else None
+                    sends.append((request, piece, rank, last))
         except self._failed:  # towards a peer that is lost: its keeper and its link will tell
             return
         if self._bells is not None:
@@ -184,6 +202,8 @@ class MpiPlane:
                 continue
             if done:
                 active = True
+                if entry[3] is not None:
+                    entry[3]()
             else:
                 sends.append(entry)
         return active
@@ -196,9 +216,12 @@ class MpiPlane:
         lost = self._arriving.pop(rank, None)
         if lost:
             self._parked.extend(lost)
-        kept = deque(s for s in self._sends if s[2] != rank)
-        self._parked.extend(s for s in self._sends if s[2] == rank)
-        self._sends = kept
+        sends, self._sends = self._sends, deque(s for s in self._sends if s[2] != rank)
+        for send in sends:
+            if send[2] == rank:
+                self._parked.append(send)
+                if send[3] is not None:
+                    send[3]()
 
     def _acknowledge_failures(self) -> None:
         acknowledge = getattr(self.comm, "Ack_failed", None)

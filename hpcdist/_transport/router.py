@@ -42,9 +42,20 @@ class Peer:
         self.reach: Callable[[Peer], None] | None = None  # dials where there is no link yet
         self._progress = progress
 
-    def post(self, data: bytes, buffers: Sequence[Buffer] = ()) -> None:
-        """Put a message into the outbox; the driver flushes it before any wait."""
-        self.outbox.append((data, buffers) if buffers else data)
+    def post(
+        self,
+        data: bytes,
+        buffers: Sequence[Buffer] = (),
+        end: Callable[[], None] | None = None,
+    ) -> None:
+        """Put a message into the outbox; the driver flushes it before any wait.
+
+        Args:
+            data: Header and body.
+            buffers: What follows them.
+            end: Called by the driver once the buffers are the sender's again.
+        """
+        self.outbox.append((data, buffers, end) if buffers else data)
         self.size += len(data)
         if not self.queued:
             self.queued = True
@@ -71,6 +82,7 @@ class Peer:
             items.append(outbox.popleft())
         self.size = 0
         if not items or not self.alive:
+            _end(items)
             return
         if self.plane is not None:
             self.plane.send(self.rank, items)
@@ -80,6 +92,13 @@ class Peer:
             outbox.extendleft(reversed(items))
             self.reach(self)
         self.flushed = _clock()
+
+    def drop(self) -> None:
+        """Forget what was to be sent: the process is dead."""
+        items = []
+        while self.outbox:
+            items.append(self.outbox.popleft())
+        _end(items)
 
     def _release(self) -> None:
         parts = []
@@ -93,7 +112,13 @@ class Peer:
 
     def _post_release(self, parts: list[bytes]) -> None:
         data, buffers = pack(CONTROL, 0, 0, RELEASE, b"".join(parts))
-        self.outbox.append((data, buffers) if buffers else data)
+        self.outbox.append((data, buffers, None) if buffers else data)
+
+
+def _end(items: list[Item]) -> None:
+    for item in items:
+        if type(item) is tuple and item[2] is not None:
+            item[2]()
 
 
 def triples(body: Any) -> list[tuple[int, int, int]]:

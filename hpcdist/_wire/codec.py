@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _cloud
 
-from hpcdist._wire.frames import Buffer
+from hpcdist._wire.frames import Buffer, blank
 
 APART_MIN = 32 * 1024  # a smaller buffer is copied into the pickle: cheaper than a message
 _APART_MOST = 1000  # their sizes stand in the header
@@ -41,9 +41,22 @@ class Payload:
         self.buffers = buffers
         self.refs = refs
 
+    def own(self) -> Payload:
+        """Copy the buffers that belong to the sender's objects, which may change meanwhile."""
+        if self.buffers:
+            self.buffers = [_copied(b) for b in self.buffers]
+        return self
+
     @property
     def nbytes(self) -> int:
         return len(self.body) + sum(memoryview(b).nbytes for b in self.buffers)
+
+
+def _copied(buffer: Buffer) -> Buffer:
+    view = memoryview(buffer).cast("B")
+    copy = blank(view.nbytes)
+    memoryview(copy)[:] = view
+    return copy
 
 
 def main_globals() -> dict[str, Any]:

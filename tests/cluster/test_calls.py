@@ -214,7 +214,6 @@ def test_spawn_and_its_relatives(pids: list[int]) -> None:
     assert spawn(divide, 1, right=2).fetch() == 0.5
     assert fetchany(divide, 1, right=2) == 0.5
     assert spawn(myid).fetch() in pids
-    assert hpcdist.remote(divide)(1, right=2) == 0.5
 
 
 def test_a_pool_may_stand_for_a_pid(pids: list[int]) -> None:

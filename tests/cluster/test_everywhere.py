@@ -191,13 +191,13 @@ def test_later_workers_get_only_what_was_meant_for_them(
     everywhere("hd_later += 1", later=True)
 
     @everywhere(later=True)
-    def hd_tool() -> int:
-        return hd_later  # type: ignore[name-defined] # noqa: F821
+    def hd_tool(n: int) -> int:
+        return n + 1
 
-    assert hd_tool.__name__ == "hd_tool"
+    assert hd_tool(1) == 2
     (pid,) = fresh(1)
     assert everywhere("'hd_x' in globals()", pids=pid) is False
-    assert everywhere("hd_tool()", pids=pid) == 2
+    assert everywhere("hd_tool(hd_later)", pids=pid) == 3
     assert set(seen_by_all("hd_later").values()) == {2}
 
 
