@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         ProcessExitedException,
         RemoteException,
     )
+    from hpcdist._integrations.executor import Executor
+    from hpcdist._integrations.joblib import register_joblib
     from hpcdist._managers.base import ClusterManager, WorkerConfig, default_addprocs_params
     from hpcdist._managers.launch import Launch
     from hpcdist._managers.lifecycle import (
@@ -44,6 +46,19 @@ if TYPE_CHECKING:
     )
     from hpcdist._monitor.status import WorkerStatus
     from hpcdist._parallel.everywhere import everywhere
+    from hpcdist._parallel.loops import distributed
+    from hpcdist._parallel.pmap import ExponentialBackOff, imap, imap_unordered, pmap
+    from hpcdist._parallel.pools import (
+        AbstractWorkerPool,
+        CachingPool,
+        WorkerPool,
+        clear,
+        default_worker_pool,
+        remote,
+    )
+    from hpcdist._parallel.reductions import reduce
+    from hpcdist._parallel.spmd import comm, spmd
+    from hpcdist._parallel.values import RemoteValue, bcast, gather, scatter
     from hpcdist._remote.calls import (
         ANY,
         fetchany,
@@ -69,6 +84,8 @@ _HOMES = {
         "ChannelClosed CompositeException HpcdistError LaunchError ProcessExitedException "
         "RemoteException"
     ),
+    "_integrations.executor": "Executor",
+    "_integrations.joblib": "register_joblib",
     "_managers.base": "ClusterManager WorkerConfig default_addprocs_params",
     "_managers.launch": "Launch",
     "_managers.lifecycle": "Removal addprocs cluster init launch rmprocs shutdown",
@@ -80,6 +97,14 @@ _HOMES = {
     "_managers.views": "myid nprocs nworkers procs status workers",
     "_monitor.status": "WorkerStatus",
     "_parallel.everywhere": "everywhere",
+    "_parallel.loops": "distributed",
+    "_parallel.pmap": "ExponentialBackOff imap imap_unordered pmap",
+    "_parallel.pools": (
+        "AbstractWorkerPool CachingPool WorkerPool clear default_worker_pool remote"
+    ),
+    "_parallel.reductions": "reduce",
+    "_parallel.spmd": "comm spmd",
+    "_parallel.values": "RemoteValue bcast gather scatter",
     "_remote.calls": (
         "ANY fetchany fetchfrom interrupt remote_do remotecall remotecall_fetch remotecall_wait "
         "sleep spawn spawnat"
@@ -92,7 +117,19 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 # What a star import leaves out: everyday names that it would shadow.
-_SHADOWING = {"close", "cluster", "init", "launch", "shutdown", "sleep", "status", "wait"}
+_SHADOWING = {
+    "clear",
+    "close",
+    "cluster",
+    "comm",
+    "init",
+    "launch",
+    "reduce",
+    "shutdown",
+    "sleep",
+    "status",
+    "wait",
+}
 
 __version__ = "0.1.0"
 __all__ = sorted(set(_HOME) - _SHADOWING)  # pyright: ignore

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections import deque
@@ -14,7 +16,8 @@ from typing import Any
 
 from hpcdist import _log
 from hpcdist._errors import LaunchError
-from hpcdist._managers import roster
+from hpcdist._managers import roster, secret, streams
+from hpcdist._managers.arrivals import Arrival, Arrivals, reap
 from hpcdist._managers.base import ClusterManager, Settings, WorkerConfig
 from hpcdist._managers.launching import Keeper, MpiNotFound
 from hpcdist._managers.processes import tell
@@ -27,6 +30,7 @@ from hpcdist._transport.progress import Slot
 from hpcdist._wire import greeting
 
 _TAIL = 20
+_LOOK_EVERY = 0.25
 _worlds = 0
 
 
@@ -65,18 +69,19 @@ class Launch:
         self.by_rank: dict[int, int] = {}
         self.keeper: Keeper | None = None
         self.has_keeper = False
+        self._keeper_spoke = False
         self.ranks_may_leave = True
         self.mpi = False
         self.command = ""
         self.phase = "starting the launcher"
         self.error: BaseException | None = None
-        self._configs: list[WorkerConfig] = []
+        self.arrivals = Arrivals()
         self._registered: list[int] = []
         self._seen: set[int] = set()  # ranks that have greeted
         self._living: set[int] = set()
         self._tail: deque[str] = deque(maxlen=200)
         self._slots: list[Slot] = []
-        self._cookie = os.urandom(16)
+        self._cookie = secret.use()
         self._closed = False
         self._started = time.monotonic()
         self.folder = tempfile.mkdtemp(prefix="hpcdist-")
@@ -124,14 +129,61 @@ class Launch:
         self.phase = "launching"
         try:
             for config in self.manager.launch(params) or ():
-                self._configs.extend([config] * config.count)
+                self._expect(config)
         except Exception as exc:
             self._fail(exc)
             return
-        self.expected = len(self._configs)
+        finally:
+            self.arrivals.finish()
+        self.expected = len(self.arrivals.all)
+        self.phase = "waiting for the workers"
         if not self.expected:
             self._fail(self._launch_error("the manager launched no worker"))
         self._check()
+
+    def _expect(self, config: WorkerConfig) -> None:
+        if not isinstance(config, WorkerConfig):
+            raise TypeError(f"launch() yields WorkerConfigs, not {config!r}")
+        if isinstance(config.process, subprocess.Popen) and not self.arrivals.all:
+            node.progress.call_later(_LOOK_EVERY, self._look_at_processes)
+        for _ in range(config.count):
+            entry = self.arrivals.add(roster.reserve(1), config)
+            if type(self.manager).connect is not ClusterManager.connect:
+                node.turns.background(lambda entry=entry: self._connect(entry))  # type: ignore[misc]
+
+    def _connect(self, entry: Arrival) -> None:
+        """Reach a worker by the manager's own transport, if it has one."""
+        sock = None
+        try:
+            pair = self.manager.connect(entry.pid, entry.config)
+            if pair is None:
+                return
+            entry.taken = True
+            self._seen.add(entry.pid)
+            sock = streams.attach(*pair)
+            told = {**self.join, "kind": "master", "you": entry.pid, "host": socket.gethostname()}
+            del told["cookie"]
+            greeting.dial(sock, self._cookie, told, self.settings.timeout)
+            hello = greeting.receive_hello(sock)
+        except Exception as exc:  # the user's code, and the user's transport
+            if sock is not None:
+                sock.close()
+            entry.taken = False
+            self._fail(exc)
+            return
+        self._register(sock, hello, entry)
+
+    def _look_at_processes(self) -> None:
+        """Notice a worker that ends before it registers: waiting for it is of no use."""
+        if self.state is not LaunchState.PENDING:
+            return
+        for entry in self.arrivals.missing():
+            process = entry.config.process
+            status = process.poll() if isinstance(process, subprocess.Popen) else None
+            if status:  # 0 may be a submission that is done
+                self._fail(self._launch_error(f"a worker's process ended early: {tell(status)}"))
+                return
+        node.progress.call_later(_LOOK_EVERY, self._look_at_processes)
 
     def _write_join(self) -> None:
         import sys
@@ -142,7 +194,7 @@ class Launch:
             names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
             threads = dict.fromkeys(names, "1")
         self.env = {**threads, **settings.env}
-        join = {
+        join: dict[str, Any] = {
             "socket": os.path.join(self.folder, "sock"),
             "cookie": self._cookie.hex(),
             "dir": self.folder,
@@ -179,11 +231,13 @@ class Launch:
         except EOFError:
             self._keeper_gone()
             return
+        self._keeper_spoke = self._keeper_spoke or bool(events)
         for event in events:
             self._on_event(event)
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        kind, rank = event["ev"], event.get("rank")
+        kind: str = event["ev"]
+        rank: Any = event.get("rank")
         if kind == "started":
             self._living.add(rank)
             if self.phase == "starting the launcher":
@@ -256,7 +310,15 @@ class Launch:
             sock.close()
             self._fail(self._launch_error(wrong))
             return
-        self._register(sock, hello)
+        if hasattr(self.manager, "start"):
+            self._register(sock, hello, None)
+            return
+        entry = self.arrivals.match(hello, self.settings.timeout)
+        if entry is None:
+            _log.log("warning", "a worker that no WorkerConfig speaks of was turned away")
+            sock.close()
+            return
+        self._register(sock, hello, entry)
 
     def _wrong_world(self, hello: dict[str, Any]) -> str | None:
         if not self.mpi:
@@ -270,19 +332,17 @@ class Launch:
             return f"{hello['library']} does not grant MPI_THREAD_MULTIPLE"
         return None
 
-    def _register(self, sock: socket.socket, hello: dict[str, Any]) -> None:
+    def _register(self, sock: socket.socket, hello: dict[str, Any], entry: Arrival | None) -> None:
         with roster.lock:
             if self.state in (LaunchState.FAILED, LaunchState.CANCELLED):
                 sock.close()
                 return
-            rank = int(hello["rank"])
-            if rank < 0 or not self.first:
-                rank = len(self.by_rank)
-                pid = roster.reserve(1)
-                self.first = self.first or 0
-            else:
+            if entry is None:
+                rank = int(hello["rank"])
                 pid = self.first + rank
-            config = self._config(rank, hello)
+                config = WorkerConfig(host=hello["host"], os_pid=hello["os_pid"])
+            else:
+                rank, pid, config = self.arrivals.all.index(entry), entry.pid, entry.config
             member = Member(
                 hello["host"],
                 hello["os_pid"],
@@ -300,8 +360,9 @@ class Launch:
                 "concurrency": self.settings.concurrency,
             }
             self.by_rank[rank] = pid
-            roster.register(pid, member, self.manager, config, self, link, welcome)
-            self._registered.append(pid)
+            record = roster.register(pid, member, self.manager, config, self, link, welcome)
+        roster.tell_manager(record, "register")
+        self._registered.append(pid)
         if self.keeper is not None:
             op = {"op": "registered", "rank": rank, "os_pid": hello["os_pid"]}
             try:
@@ -309,17 +370,6 @@ class Launch:
             except OSError:  # it has ended; its events tell
                 pass
         self._check()
-
-    def _config(self, rank: int, hello: dict[str, Any]) -> WorkerConfig:
-        """Find the manager's config of a worker: by its process, else in order."""
-        for config in self._configs:
-            process = config.process
-            os_pid = config.os_pid or getattr(process, "pid", None)
-            if os_pid == hello["os_pid"]:
-                return config
-        if 0 <= rank < len(self._configs):
-            return self._configs[rank]
-        return WorkerConfig(host=hello["host"], os_pid=hello["os_pid"])
 
     def _complete(self) -> bool:
         return self.expected is not None and len(self._registered) >= self.expected
@@ -386,12 +436,21 @@ class Launch:
     def _abandon(self) -> None:
         """End what has not registered; those that have stay."""
         self._stop_listening()
+        for entry in self.arrivals.abandon():
+            node.turns.background(lambda entry=entry: self._kill(entry))  # type: ignore[misc]
         if not self._registered:
             self.close()
             return
         for rank in list(self._living):
             if rank not in self.by_rank:
                 self._to_keeper({"op": "kill", "rank": rank, "signal": 9})
+
+    def _kill(self, entry: Arrival) -> None:
+        try:
+            self.manager.kill(entry.pid, entry.config)
+        except Exception as exc:  # the user's code
+            _log.log("warning", f"{type(self.manager).__name__}.kill failed: {exc!r}")
+        reap(entry.config)
 
     def cancel(self) -> None:
         """End the launch: what is on its way is stopped, what has registered is removed."""
@@ -451,7 +510,7 @@ class Launch:
     def lost(self, pid: int) -> None:
         """A worker of this launch is gone; with the last one the world ends."""
         living = [p for p in self._registered if roster.book[p].state is not roster.State.GONE]
-        if not living and self.state is not LaunchState.PENDING and self.ranks_may_leave:
+        if not living and self.state is not LaunchState.PENDING:
             self.close()
 
     def close(self) -> None:
@@ -460,7 +519,15 @@ class Launch:
             return
         self._closed = True
         self._stop_listening()
-        if not self._to_keeper({"op": "end", "grace": 1.0}):
+        if not self.ranks_may_leave:
+            roster.release(self._registered)
+        keeper = self.keeper
+        if keeper is not None and not self._keeper_spoke:
+            # Whatever was started in its place does not listen. It leads a session of its own.
+            with contextlib.suppress(OSError):
+                os.killpg(keeper.process.pid, 9)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif not self._to_keeper({"op": "end", "grace": 1.0}):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def ended(self) -> bool:

@@ -160,7 +160,9 @@ def _probe(python: str) -> tuple[str, str | None]:
         )
         prefix, package = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise MpiNotFound(f"the interpreter could not be asked ({error})", python) from error
+        said = str(getattr(error, "stderr", None) or "").strip().splitlines()[-5:]
+        words = "; ".join(said) or str(error)
+        raise MpiNotFound(f"the interpreter could not be asked which MPI it uses ({words})", python) from error
     return prefix, package
 
 
@@ -267,11 +269,16 @@ class Keeper:
 
     Args:
         python: The interpreter for it and, where they are forked, for its ranks.
+        flags: Flags of the interpreter.
         environ: What it starts with; by default this process's, scrubbed.
     """
 
     def __init__(
-        self, python: str = sys.executable, *, environ: Mapping[str, str] | None = None
+        self,
+        python: str = sys.executable,
+        *,
+        flags: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()
         self._link = ours
@@ -280,7 +287,7 @@ class Keeper:
             try:
                 # -P: the current directory is the user's, and may hold a `socket.py`.
                 self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                    [python, "-P", "-m", "hpcdist._managers.keeper"],
+                    [python, *flags, "-P", "-m", "hpcdist._managers.keeper"],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=_with_package(scrubbed(os.environ if environ is None else environ)),

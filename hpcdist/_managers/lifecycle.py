@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hpcdist import _config
-from hpcdist._managers import mpi, roster
+from hpcdist._managers import mpi, roster, sections  # noqa: F401  (registers its handlers)
 from hpcdist._managers.base import ClusterManager, Settings
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.local import LocalManager

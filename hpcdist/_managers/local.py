@@ -62,8 +62,10 @@ def start_keeper(launch: Launch, how: Any, size: int, mpi: Any, command: Any = (
         path=launch.join["path"],
         cwd=settings.dir,
     )
+    if how == "mpirun" and mpi.family != "openmpi":
+        op["argv"] = command  # the options above are Open MPI's
     environ = {**scrubbed(os.environ), **launch.env}
-    keeper = Keeper(settings.python, environ=environ)
+    keeper = Keeper(settings.python, flags=settings.exeflags, environ=environ)
     launch.command = " ".join(op["argv"]) or " ".join(map(str, keeper.process.args))  # type: ignore[arg-type]
     launch.watch(keeper)
     keeper.send(op)

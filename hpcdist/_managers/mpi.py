@@ -10,13 +10,14 @@ import tempfile
 import time
 from typing import Any, NoReturn
 
-from hpcdist._managers import roster, worker
+from hpcdist._managers import roster, secret, worker
 from hpcdist._managers.base import ClusterManager, WorkerConfig
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.launching import find_mpi
 from hpcdist._managers.local import start_keeper
+from hpcdist._managers.processes import segments_of, unlink
 from hpcdist._monitor import output
-from hpcdist._runtime.controls import LEAVE
+from hpcdist._runtime.controls import INTERRUPT, LEAVE
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
 from hpcdist._transport.bells import Bells
@@ -106,7 +107,9 @@ class _World:
         self.first_here: bool = here.Get_rank() == 0
         self.spans_hosts = here.Get_size() < self.size
         near_zero = here.bcast(self.rank == 0)  # whether rank 0 is on this host
-        self.cookie: bytes = self.comm.bcast(os.urandom(16) if self.rank == 0 else None)
+        self.leaving = False  # from here on a link that ends is no death
+        self.cookie: bytes = self.comm.bcast(secret.use() if self.rank == 0 else None)
+        secret.adopt(self.cookie)
         self.bells = Bells(self.folder, self.rank, self.size)
         facts = (socket.gethostname(), os.getpid(), os.path.join(self.folder, f"w{self.rank}"))
         self.facts: list[Any] = self.comm.allgather((*facts, near_zero))
@@ -132,14 +135,21 @@ class _World:
     def close(self) -> None:
         """Forget this world, on this process."""
         progress = node.progress
+        for peer in node.peers.values():  # before the bells are gone: nothing is sent any more
+            peer.alive = False
         progress.detach()
         progress.unregister(self.bells.socket.fileno())
         self.bells.close()
         for peer in node.peers.values():
             if peer.link is not None:
                 peer.link.close()
+        for ident, waiter in list(node.pending.items()):
+            if waiter.where in node.peers:
+                node.fail(ident, waiter)
         node.peers.clear()
         node.members.living.clear()
+        for pid in range(1, self.size + 1):  # a rank that was parked may be back in the next world
+            node.members.gone.pop(pid, None)
         if self.first_here:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -169,6 +179,7 @@ def enter_block(comm: Any) -> list[int] | None:
     if not _world.rank:
         return sorted(node.members.living)
     node.turns.serve()
+    _world.leaving = True
     output.restore()
     return None
 
@@ -181,13 +192,13 @@ def leave_block() -> None:
         return
     if not world.rank:
         _send_all_away()
+        for record in list(roster.book.values()):  # a link that ends now is no death
+            if record.launch is None:
+                record.state = roster.State.GONE
     _quiet(world.comm.Ibarrier())
     _world = None
     node.serving = False
     node.turns.restart()
-    for record in list(roster.book.values()):
-        if record.manager.__class__ is MPIManager and record.launch is None:
-            record.state = roster.State.GONE
     world.close()
     world.comm.Free()
     node.me = 1
@@ -223,7 +234,7 @@ def _open(comm: Any) -> None:
     worker._greetings["cookie"] = world.cookie
     worker.accept_links(listener, world.cookie)
     node.serving = True
-    worker.node.turns.restart()
+    node.turns.restart()
     import signal
 
     signal.signal(signal.SIGINT, node.turns.on_sigint)
@@ -256,38 +267,46 @@ def _dial_zero(world: _World) -> None:
                 raise
             time.sleep(0.005)
     greeting.dial(sock, world.cookie, {"rank": world.rank}, 60)
-    link = Link(sock, node.progress, node.deliver, worker._lost_master)
+    link = Link(sock, node.progress, node.deliver, lambda link: _lost_zero(world, link))
     link.peer = node.peers[1]
     node.peers[1].link = link
     link.begin()
+
+
+def _lost_zero(world: _World, link: Link) -> None:
+    if not world.leaving:
+        worker._lost_master(link)
 
 
 def _send_all_away() -> None:
     """Tell every rank that still runs, also the parked ones, to leave."""
     world = _world
     assert world is not None
-    plane = node.progress.plane
     message, _ = pack(CONTROL, 0, 0, LEAVE)
-    node.progress.nudge()
-    for rank in range(1, world.size):
-        peer = node.peers.get(rank + 1)
-        if peer is not None and peer.plane is plane and peer.plane is not None:
+    peers = [node.peers[rank + 1] for rank in range(1, world.size)]
+    plane = node.progress.plane
+    for peer in peers:
+        if peer.alive:
             peer.post(message)
-            if not peer.alive:  # parked: its outbox is closed
-                peer.drop()
-                node.progress.call_later(0, lambda p=peer: p.plane.send(p.rank, [message]))  # type: ignore[misc]
-    _settle(lambda: not node.progress._timers and not node.progress.dirty)
+    sent = Slot()
 
+    def send_to_parked() -> None:  # their outboxes are closed
+        for peer in peers:
+            if not peer.alive and peer.plane is not None:
+                peer.plane.send(peer.rank, [message])
+        node.complete(sent)
 
-def _settle(done: Any) -> None:
+    node.progress.nudge()
+    node.progress.call_later(0, send_to_parked)
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         try:
+            node.wait(sent, 0.2)
+            if not node.progress.dirty and not (plane is not None and plane.busy()):
+                return
             node.wait(Slot(), 0.002)
         except TimeoutError:
             pass
-        if done():
-            return
 
 
 def leave_world() -> None:
@@ -296,33 +315,47 @@ def leave_world() -> None:
     world = _world
     if world is None or world.rank:
         return
-    busy = [r for r in roster.book.values() if r.launch is None and r.config.userdata is None]
-    slots = [(r, roster.slot_of_end(r)) for r in busy if node.peers[r.pid].link is not None]
+    near = [(r, node.peers[r.pid].link) for r in roster.book.values() if r.launch is None]
     _send_all_away()
-    for step in (None, roster.interrupt_now, _kill):
-        for record, slot in slots:
-            if step is not None and slot is not None and not slot.ready:
-                step(record)
-        if _gone_within(slots, 1.0 if step is None else 1.5):
+    for step, patience in ((_let_be, 1.0), (_interrupt, 1.5), (_kill, 1.5)):
+        left = [(record, link) for record, link in near if link is not None and link.open]
+        for record, link in left:
+            step(record, link)
+        if _ended_within([link for _, link in left], patience):
             break
     _world = None
     world.close()
 
 
-def _gone_within(slots: Any, seconds: float) -> bool:
+def _ended_within(links: list[Link], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    for _, slot in slots:
-        if slot is None:
-            continue
-        try:
-            node.wait(slot, max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
+    while any(link.open for link in links):
+        if time.monotonic() > deadline:
             return False
+        try:
+            node.wait(Slot(), 0.002)
+        except TimeoutError:
+            pass
     return True
 
 
-def _kill(record: roster.Record) -> None:
+def _let_be(record: roster.Record, link: Link) -> None:
+    """An idle rank leaves as it was told."""
+
+
+def _interrupt(record: roster.Record, link: Link) -> None:
+    """Interrupt a rank, also a parked one, whose outbox is closed."""
+    message, _ = pack(CONTROL, 0, 0, INTERRUPT)
+    node.progress.call_later(0, lambda: link.send([message]))
+
+
+def _kill(record: roster.Record, link: Link) -> None:
     """A rank that is stuck in C: the launcher ends the world with it, and nothing hangs."""
+    assert _world is not None
+    # It may end us as well, at once, and a killed world leaves its files behind.
+    for path in segments_of(record.member.os_pid):
+        unlink(path)
+    shutil.rmtree(_world.folder, ignore_errors=True)
     try:
         os.kill(record.member.os_pid, 9)
     except OSError:
@@ -346,6 +379,7 @@ def _finish_rank() -> NoReturn:
     output.restore()
     world = _world
     assert world is not None
+    world.leaving = True
     worker._say_goodbye()
     world.close()
     node.progress.stop()

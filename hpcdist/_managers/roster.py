@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdist import _log
 from hpcdist._errors import ProcessExitedException
+from hpcdist._managers.arrivals import reap
 from hpcdist._managers.base import ClusterManager, WorkerConfig
 from hpcdist._monitor import output
 from hpcdist._parallel.everywhere import replay
@@ -20,11 +21,13 @@ from hpcdist._runtime.node import node
 from hpcdist._transport.link import Link
 from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
+from hpcdist._wire.frames import CONTROL, pack
 
 if TYPE_CHECKING:
     from hpcdist._managers.launch import Launch
 
 _VERDICT = 0.2  # how long a death is held back for its reason
+_FAREWELL = 5.0  # how long the end of a worker waits for its manager to take note
 _INTERRUPT_AFTER, _TERM_AFTER, _KILL_AFTER = 5.0, 9.0, 12.0
 
 
@@ -86,7 +89,7 @@ def register(
     launch: Launch | None,
     link: Link | None,
     welcome: dict[str, Any],
-) -> None:
+) -> Record:
     """Take a worker in: tell it who it is, and the others that it is there."""
     with lock:
         record = book[pid] = Record(pid, member, manager, config, launch)
@@ -101,12 +104,15 @@ def register(
             peer.control(WELCOME, 0, pickle.dumps(told, 5))
         node.peers[pid] = peer
         node.members.add(pid, member)
+        node.progress.settle(node.members.here + 1)
         replay(pid)
         tell_all(JOINED, [(pid, member)], [p for p, _ in others])
         node.progress.nudge()
         if link is not None:
             link.begin()
-    _manage(record, "register")
+    for fn in node.on_join:
+        fn(pid)
+    return record
 
 
 def reserve_up_to(count: int) -> None:
@@ -121,6 +127,8 @@ def note(pid: int, member: Member, manager: ClusterManager, config: WorkerConfig
     with lock:
         book[pid] = Record(pid, member, manager, config, None)
         node.members.add(pid, member)
+    for fn in node.on_join:
+        fn(pid)
 
 
 def tell_all(op: int, what: Any, pids: Iterable[int]) -> None:
@@ -132,11 +140,21 @@ def tell_all(op: int, what: Any, pids: Iterable[int]) -> None:
             peer.control(op, 0, body)
 
 
-def _manage(record: Record, op: str) -> None:
+def tell_manager(record: Record, op: str) -> None:
+    """Let a manager take note. Never on the driver's thread: it is the user's code."""
     try:
         record.manager.manage(record.pid, record.config, op)
     except Exception as exc:  # the user's code; a worker's fate does not hang on it
         _log.log("warning", f"{type(record.manager).__name__}.manage({op!r}) failed: {exc!r}")
+
+
+def _tell_interrupt(pid: int) -> None:
+    record = book.get(pid)
+    if record is not None and record.state is State.REGISTERED:
+        tell_manager(record, "interrupt")
+
+
+node.on_interrupt.append(_tell_interrupt)
 
 
 # Ends
@@ -149,13 +167,20 @@ def lost_link(link: Link) -> None:
 
 
 def fade(pid: int, why: str | None = None) -> None:
-    """A worker is dying. Its reason may still be on its way; wait a moment for it."""
+    """A worker is dying.
+
+    Two witnesses tell: its keeper, who knows the reason, and the end of its link, before which
+    its last words came. Wait a moment for the second of them.
+    """
     record = book.get(pid)
     if record is None or record.state is State.GONE:
         return
     if why is not None:
         record.why = why
-    if record.why is not None or record.launch is None or not record.launch.has_keeper:
+    peer = node.peers.get(pid)
+    silent = peer is None or peer.link is None or not peer.link.open
+    explained = record.why is not None or record.launch is None or not record.launch.has_keeper
+    if silent and explained:
         bury(record)
     elif not record.dying:
         record.dying = True
@@ -178,9 +203,23 @@ def bury(record: Record) -> None:
     news = (record.pid, why, record.member.host, list(death.stderr))
     tell_all(DIED, news, node.members.living)
     node.progress.soon()
-    _manage(record, "deregister")
     if record.launch is not None:
         record.launch.lost(record.pid)
+    if record.config.process is None and type(record.manager).manage is ClusterManager.manage:
+        _tell_ended(record)
+    else:  # who waits for the end finds the manager told; a manager that hangs holds nobody up
+        node.turns.background(lambda: _say_farewell(record))
+        node.progress.call_later(_FAREWELL, lambda: _tell_ended(record))
+
+
+def _say_farewell(record: Record) -> None:
+    tell_manager(record, "deregister")
+    reap(record.config)
+    tell_manager(record, "finalize")
+    _tell_ended(record)
+
+
+def _tell_ended(record: Record) -> None:
     for slot in record.ended:
         node.complete(slot)
 
@@ -195,6 +234,7 @@ def dismiss(record: Record) -> None:
     tell_all(LEFT, record.pid, node.members.living)
     if record.parks:
         # A launcher that ends with any of its ranks: the rank sleeps and leaves with the world.
+        interrupt_now(record)
         bury(record)
         return
     peer = node.peers.get(record.pid)
@@ -219,7 +259,23 @@ def _force(record: Record, signal: int) -> None:
     launch = record.launch
     if launch is not None and launch.signal(record.pid, signal):
         return
-    node.turns.background(lambda: record.manager.kill(record.pid, record.config))
+    node.turns.background(lambda: _kill(record))
+
+
+def _kill(record: Record) -> None:
+    try:
+        record.manager.kill(record.pid, record.config)
+    except Exception as exc:  # the user's code
+        _log.log("warning", f"{type(record.manager).__name__}.kill failed: {exc!r}")
+
+
+def release(pids: Iterable[int]) -> None:
+    """Let the ranks of a world leave, also the parked ones: it ends as a whole."""
+    message, _ = pack(CONTROL, 0, 0, LEAVE)
+    for pid in pids:
+        peer = node.peers.get(pid)
+        if peer is not None and peer.link is not None and peer.link.open:
+            node.progress.call_later(0, lambda link=peer.link: link.send([message]))  # type: ignore[misc]
 
 
 def force(record: Record) -> None:

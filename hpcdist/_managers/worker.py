@@ -12,13 +12,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
 from hpcdist import _errors, _log
 from hpcdist._managers.processes import adopt_output
 from hpcdist._monitor import output
+from hpcdist._parallel import served  # noqa: F401  (registers its handlers)
 from hpcdist._remote import calls, remote_channels  # noqa: F401  (registers its handlers)
 from hpcdist._runtime.controls import DIED, JOINED, LEAVE, LEFT, STATUS, WELCOME
 from hpcdist._runtime.members import Member
@@ -61,7 +62,8 @@ class Worker:
             self.join = json.load(file)
         self.folder: str = self.join["dir"]
         self.cookie = bytes.fromhex(self.join["cookie"])
-        self.rank = _rank()
+        # A manager of the user's own numbers nobody: what the environment says is another launch's.
+        self.rank = _rank() if self.join["how"] else -1
         self.comm: Any = None
         self.bells: Bells | None = None
         self.listener: socket.socket | None = None
@@ -96,7 +98,8 @@ class Worker:
         return sock
 
     def _listen(self) -> str:
-        path = os.path.join(self.folder, f"w{self.rank}")
+        name = f"w{self.rank}" if self.rank >= 0 else f"p{os.getpid()}"
+        path = os.path.join(self.folder, name)
         self.listener = listen(path)
         return path
 
@@ -177,12 +180,15 @@ def open_plane(comm: Any, bells: Bells | None, pids: dict[int, int]) -> None:
 def meet(pid: int, member: Member) -> None:
     """Take a worker in among those we know."""
     node.members.add(pid, member)
+    node.progress.settle(node.members.here + 1)
     if pid == node.me or pid in node.members.gone:
         return
     peer = node.peers.get(pid)
     if peer is None:
         peer = node.peers[pid] = Peer(pid, node.progress)
     peer.reach = _reach
+    for fn in node.on_join:
+        fn(pid)
 
 
 def _rank() -> int:
@@ -209,6 +215,7 @@ def _become_worker(path: Sequence[str]) -> None:
 
 _greetings: dict[str, bytes] = {}
 _links: list[Link] = []  # extra links: both sides dialled at once
+own_way: Callable[[Peer, Member], bool] | None = None  # a manager's, tried before the address
 
 
 def listen(path: str) -> socket.socket:
@@ -249,7 +256,7 @@ def _greet(sock: socket.socket, cookie: bytes) -> None:
     _adopt(peer, sock)
 
 
-def _adopt(peer: Peer, sock: socket.socket) -> None:
+def _adopt(peer: Peer, sock: socket.socket) -> Link:
     link = Link(sock, node.progress, node.deliver, _lost_link)
     link.peer = peer
     if peer.link is None:
@@ -259,6 +266,7 @@ def _adopt(peer: Peer, sock: socket.socket) -> None:
     link.begin()
     node.progress.dirty.append(peer)
     node.progress.nudge()
+    return link
 
 
 def _reach(peer: Peer) -> None:
@@ -267,10 +275,13 @@ def _reach(peer: Peer) -> None:
     if member is None:
         return
     peer.reach = None
-    node.turns.background(lambda: _dial(peer, member.address))
+    node.turns.background(lambda: _dial(peer, member))
 
 
-def _dial(peer: Peer, address: str) -> None:
+def _dial(peer: Peer, member: Member) -> None:
+    if own_way is not None and own_way(peer, member):
+        return
+    address = member.address
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(_GREETING)

@@ -92,7 +92,8 @@ def forward() -> None:
     import atexit
 
     sys.stdout, sys.stderr = out, err = _Stream(1), _Stream(2)
-    atexit.register(lambda: (out.drain(), err.drain()))
+    for stream in (out, err):
+        atexit.register(stream.drain)
 
 
 def restore() -> None:

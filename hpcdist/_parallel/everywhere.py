@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
+from hpcdist import _errors
 from hpcdist._errors import CompositeException, HpcdistError
+from hpcdist._parallel.calling import CallOnMany, Failure
 from hpcdist._remote.calls import remote_do, remotecall
 from hpcdist._runtime.node import node
 
@@ -39,7 +43,7 @@ class Everywhere:
         if what is None:
             return lambda thing: self(thing, pids=pids, later=later)
         if isinstance(what, str):
-            compile(what, "<everywhere>", "exec")  # what does not compile is not sent
+            _compiled(what)  # what does not compile is not sent
             single = isinstance(pids, int) and not isinstance(pids, bool)
             return self._run(run_source, (what, single), pids, later)
         self._run(define, (what.__name__, what), pids, later)
@@ -80,41 +84,66 @@ def _gather(
 ) -> list[tuple[int, Any]]:
     """Call on all, remote ones first, so that our own share does not delay the sending."""
     pids = list(pids)
-    started: dict[int, Any] = {}
-    order = sorted(range(len(pids)), key=lambda k: pids[k] == node.me)
-    errors: dict[int, Exception] = {}
-    for k in order:
-        try:
-            started[k] = remotecall(f, pids[k], *args, **kw)
-        except HpcdistError as exc:
-            errors[k] = exc
-    results = []
+    reachable = []
+    failures: dict[int, Exception] = {}
     for k, pid in enumerate(pids):
-        if k not in started:
-            continue
         try:
-            results.append((pid, started[k].fetch()))
+            if pid != node.me:
+                node.peer(pid)
+                reachable.append(k)
         except HpcdistError as exc:
-            errors[k] = exc
-    if errors:
-        found = [errors[k] for k in sorted(errors)]
+            failures[k] = exc
+    results: dict[int, Any] = {}
+    under_way = CallOnMany(f, args, kw, [pids[k] for k in reachable]) if reachable else None
+    for k, pid in enumerate(pids):
+        if pid == node.me:
+            results[k] = _call_here(f, args, kw)
+    if under_way is not None:
+        results.update(zip(reachable, under_way.results(), strict=True))
+    failures.update((k, r.error) for k, r in results.items() if type(r) is Failure)
+    if failures:
+        found = [failures[k] for k in sorted(failures)]
         if single or (len(found) == 1 and f is not run_source and f is not define):
             raise found[0]
         raise CompositeException("everywhere failed", found)
-    return results
+    return [(pid, results[k]) for k, pid in enumerate(pids)]
+
+
+def _call_here(f: Callable[..., Any], args: Any, kw: Any) -> Any:
+    """Do our own share on this very thread: nothing is gained by handing it to another."""
+    if node.refusal:
+        raise RuntimeError(node.refusal)
+    if f is not run_source and f is not define:
+        try:
+            return remotecall(f, node.me, *args, **kw).fetch()
+        except HpcdistError as exc:
+            return Failure(exc)
+    try:
+        return f(*args, **kw)
+    except (Exception, SystemExit) as exc:
+        return Failure(_errors.decode_error(_errors.encode_error(exc, node.me)))
 
 
 def run_source(source: str, wanted: bool) -> Any:
     """Run source in `__main__`; return the value of its last expression, if wanted."""
     main = sys.modules["__main__"].__dict__
+    if not wanted:
+        exec(_compiled(source), main)
+        return None
     tree = ast.parse(source, "<everywhere>")
-    last = tree.body[-1] if tree.body and wanted else None
+    last = tree.body[-1] if tree.body else None
     if not isinstance(last, ast.Expr):
         exec(compile(tree, "<everywhere>", "exec"), main)
         return None
     tree.body.pop()
     exec(compile(tree, "<everywhere>", "exec"), main)
     return eval(compile(ast.Expression(last.value), "<everywhere>", "eval"), main)
+
+
+@lru_cache(64)
+def _compiled(source: str) -> CodeType:
+    """Compile source; the same text is often run again."""
+    return compile(source, "<everywhere>", "exec")
 
 
 def define(name: str, thing: Any) -> None:

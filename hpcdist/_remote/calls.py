@@ -14,7 +14,7 @@ from hpcdist._runtime import references
 from hpcdist._runtime.controls import INTERRUPT
 from hpcdist._runtime.node import node
 from hpcdist._runtime.references import outgoing
-from hpcdist._runtime.turns import Call
+from hpcdist._runtime.turns import MAIN, Call
 from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec, functions
@@ -49,12 +49,20 @@ _describe = functions.describe
 _head = HEAD.pack
 
 
+class Lender:
+    """What a call may name in place of a process: it lends one for as long as the call takes."""
+
+    def _hpcdist_lend(self, how: Callable[..., Any], f: Any, args: Any, kw: Any) -> Any:
+        """Make the call `how(f, pid, *args, **kw)` on a process of its choice."""
+        raise NotImplementedError
+
+
 def remotecall(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any) -> Future:
     """Start `f(*args, **kw)` on a process and return its future at once.
 
     Args:
         f: The function. Importable ones go by name, others by value.
-        where: A pid, or `ANY` for the workers in turn.
+        where: A pid, `ANY` for the workers in turn, or a pool.
 
     Raises:
         ValueError: There is no such process.
@@ -65,6 +73,8 @@ def remotecall(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any) -> F
         >>> hpcdist.remotecall(sum, hpcdist.ANY, [1, 2, 3]).fetch()
         6
     """
+    if type(where) is not int and isinstance(where, Lender):
+        return where._hpcdist_lend(remotecall, f, args, kw)
     pid = where if type(where) is int else _resolve(where)
     ident = next(node.ids)
     future = Future._of_call(pid, ident)
@@ -98,6 +108,8 @@ def remotecall_fetch(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any
         >>> hpcdist.remotecall_fetch(len, 1, "four")
         4
     """
+    if type(where) is not int and isinstance(where, Lender):
+        return where._hpcdist_lend(remotecall_fetch, f, args, kw)
     pid = where if type(where) is int else _resolve(where)
     slot = Slot(pid)
     ident = next(node.ids)
@@ -147,6 +159,9 @@ def remotecall_wait(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any)
 
 def remote_do(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any) -> None:
     """Start `f(*args, **kw)` on a process and forget it; an error is printed there."""
+    if type(where) is not int and isinstance(where, Lender):
+        where._hpcdist_lend(remote_do, f, args, kw)
+        return
     pid = where if type(where) is int else _resolve(where)
     if pid == node.me:
         _call_here(f, args, kw, 0, DO, None)
@@ -190,13 +205,17 @@ def interrupt(*pids: int | Sequence[int]) -> None:
     Queued calls stay, an idle worker is not touched.
     """
     named = [p for item in pids for p in ([item] if isinstance(item, int) else item)]
-    for pid in named or list(node.members.living):
+    meant = named or list(node.members.living)
+    for pid in meant:
         if pid == node.me:
             _interrupt_here()
         elif pid not in node.members.gone:
             peer = node.peer(pid)
             peer.control(INTERRUPT)
     node.progress.nudge()
+    for pid in meant:
+        for fn in node.on_interrupt:
+            fn(pid)
 
 
 def _interrupt_here() -> None:
@@ -302,8 +321,6 @@ def _unpack(call: Call) -> tuple[Any, Any, Any]:
     if not call.aux:
         f, args, kw = codec.loads(body, call.buffers)
         return f, args, kw
-    if not len(body):
-        return functions.function(call.aux), (), {}
     value = codec.loads(body, call.buffers)
     if flags & EXTRAS:
         (fresh, variable), args, kw = value
@@ -321,13 +338,20 @@ def _run(call: Call) -> None:
     turns = node.turns
     error: BaseException | None = None
     value = None
+    # SIGINT is for the user's function alone: what comes before or after must not be torn.
+    main = call.thread == MAIN
     try:
         try:
-            turns.enter_user(True)
-            f, args, kw = _unpack(call)
-            value = f(*args, **kw)
+            if main:
+                turns.main_in_call = True
+            if len(call.body):
+                f, args, kw = _unpack(call)
+                value = f(*args, **kw)
+            else:
+                value = functions.function(call.aux)()
         finally:
-            turns.enter_user(False)
+            if main:
+                turns.main_in_call = False
     except BaseException as exc:  # the edge of this process: it belongs to the caller
         error = exc
     if type(value) is CoroutineType:
@@ -355,11 +379,14 @@ def _reply(call: Call, value: Any) -> None:
         return
     if value is None and wants == FETCH:
         peer.post(_head(RESULT, OK, 0, 0, call.ident, 0))
-        if not node.turns.about_to_wait():
+        if not node.turns.about_to_wait(call):
             peer.hurry()
         return
     try:
-        payload = codec.dumps(value) if value is not None else _EMPTY
+        if type(value) is Payload:  # a batch of results, which pickles itself
+            payload = value
+        else:
+            payload = codec.dumps(value) if value is not None else _EMPTY
     except Exception as exc:
         _reply_error(call, exc)
         return
@@ -374,7 +401,7 @@ def _reply(call: Call, value: Any) -> None:
     else:
         settle(peer.pid, call.ident, OK, payload)
         send_outcome(peer, call.ident, OK, payload, whole=False)
-    if not node.turns.about_to_wait():
+    if not node.turns.about_to_wait(call):
         peer.hurry()
 
 
@@ -420,6 +447,9 @@ def _call_here(f: Any, args: Any, kw: Any, ident: int, wants: int, waiter: Any) 
     for item in (*args, *kw.values()):
         if type(item) in _stays_here:
             raise TypeError(_stays_here[type(item)])
+    if arrives_as:
+        args = [arrives_as[type(a)](a) if type(a) in arrives_as else a for a in args]
+        kw = {k: arrives_as[type(a)](a) if type(a) in arrives_as else a for k, a in kw.items()}
     call = Call(_run_here, None, wants, ident, 0, (f, args, kw, waiter), ())
     known = _describe(f)
     if known is not None and known.flags & ASYNC:
@@ -429,18 +459,23 @@ def _call_here(f: Any, args: Any, kw: Any, ident: int, wants: int, waiter: Any) 
 
 
 _stays_here: dict[type, str] = {}
+# Types whose instances arrive as something else, as they do when they are pickled.
+arrives_as: dict[type, Callable[[Any], Any]] = {}
 
 
 def _run_here(call: Call) -> None:
     f, args, kw, _ = call.body
     value, error = None, None
     turns = node.turns
+    main = call.thread == MAIN
     try:
         try:
-            turns.enter_user(True)
+            if main:
+                turns.main_in_call = True
             value = f(*args, **kw)
         finally:
-            turns.enter_user(False)
+            if main:
+                turns.main_in_call = False
     except BaseException as exc:  # the edge of a call: it belongs to the caller
         error = exc
     if type(value) is CoroutineType:
@@ -487,5 +522,3 @@ def _run_async(call: Call) -> None:
 def counts() -> tuple[int, int]:
     """How many calls have started, and how many wait for a turn."""
     return node.turns.running + (_loop.running if _loop is not None else 0), node.turns.queued
-
-

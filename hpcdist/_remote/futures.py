@@ -35,7 +35,6 @@ from hpcdist._wire.frames import (
     pack,
 )
 
-
 _ONCE = "Future can be set only once"
 _NOTHING = object()
 _lock = threading.Lock()  # guards the lazy parts of futures and the setting of cells
@@ -240,6 +239,9 @@ class Future(Reference, concurrent.futures.Future[Any]):
             self._cond.notify_all()
             watchers = list(self._watchers or ())
             callbacks, self._callbacks = self._callbacks, None
+            late, self._hooks = self._hooks, None  # hooked while we were on our way here
+        for hook in late or ():
+            hook()
         for watcher in watchers:
             if self._outcome() == CANCELLED:
                 watcher.add_cancelled(self)
@@ -308,6 +310,23 @@ class Future(Reference, concurrent.futures.Future[Any]):
                 if flags & REFS:
                     self._payload = parcel
         return self._keep(codec.loads(parcel.body, parcel.buffers))
+
+    def raw(self) -> Any:
+        """Return what came, not yet unpickled: a payload; or a function that returns the value.
+
+        For whoever keeps results for others: they let go of the value when they like.
+        """
+        if self._cached is not _NOTHING:
+            value = self._cached
+            return lambda: value
+        flags, body, buffers = self.value
+        if flags & OUTCOME == OURS:
+            return lambda: body
+        if flags & OUTCOME == KEPT:
+            flags, body, buffers = self._ask_for_all()
+        if isinstance(body, Payload):
+            return body
+        return Parcel.of(body, buffers, bool(flags & REFS)) if len(body) else lambda: None
 
     def _ask_for_all(self) -> Any:
         slot = node.request(self.where, FETCH, (self.key, True))
@@ -481,16 +500,20 @@ class Future(Reference, concurrent.futures.Future[Any]):
                 except RuntimeError:  # the loop has been closed: nobody waits any more
                     pass
 
-            with self._condition:
-                hooked = not self.ready
-                if hooked:
-                    self._hooks = [*(self._hooks or ()), tell]
-            if hooked:
+            if self._hook(tell):
                 yield from waiter
         return self.fetch()
 
+    def _hook(self, fn: Callable[[], None]) -> bool:
+        """Let the driver call `fn` once the future is ready; tell whether it is still to come."""
+        with self._condition:
+            if self.ready:
+                return False
+            self._hooks = [*(self._hooks or ()), fn]
+        return True
+
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         if self._cond is None:
             with _lock:
                 if self._cond is None:
@@ -506,13 +529,13 @@ class Future(Reference, concurrent.futures.Future[Any]):
         return self._cond
 
     @property
-    def _waiters(self) -> list[Any]:
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
         if self._watchers is None:
             self._watchers = []
         return self._watchers
 
     @property
-    def _state(self) -> str:
+    def _state(self) -> str:  # type: ignore[override]
         if self.cancelled():
             return "CANCELLED_AND_NOTIFIED"
         return "FINISHED" if self.ready or self._cached is not _NOTHING else "PENDING"
@@ -596,5 +619,3 @@ def _on_running(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) ->
     caller = node.peers.get(whence)
     queued = caller is not None and node.turns.is_queued(caller, number)
     node.reply(peer, ident, OK, b"" if queued else b"1")
-
-

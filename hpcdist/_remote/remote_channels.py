@@ -14,7 +14,7 @@ from typing import Any
 from hpcdist import _errors
 from hpcdist._errors import ChannelClosed, HpcdistError
 from hpcdist._remote.calls import remotecall_fetch
-from hpcdist._remote.channels import _CLOSED, Channel, Waiter, _opened
+from hpcdist._remote.channels import _CLOSED, Channel, Waiter
 from hpcdist._runtime import references
 from hpcdist._runtime.controls import ACKNOWLEDGE, FREE, GIVE_BACK, OPERATE, WITHDRAW
 from hpcdist._runtime.node import node, pack_head, unpack_head
@@ -23,7 +23,6 @@ from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import FAILED, OK, OUTCOME, REFS, Buffer
-
 
 CLOSED, TIMED_OUT, NO_SUCH = 6, 7, 8  # outcomes of channel operations, beside OK and FAILED
 _QUICK = {"isready", "isempty", "isopen", "close", "__len__"}
@@ -191,7 +190,6 @@ class RemoteChannel(Reference):
         if node.pending.pop(ident, None) is not None:
             peer = node.peers.get(self.where)
             if peer is not None and peer.alive:
-
                 peer.control(WITHDRAW, 0, pack_head(ident))
                 node.progress.nudge()
 
@@ -411,9 +409,7 @@ def _on_give_back(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) 
         channel.give_back(item)
 
 
-def _unclaimed(
-    peer: Peer, flags: int, ident: int, body: Any, buffers: Sequence[Buffer]
-) -> None:
+def _unclaimed(peer: Peer, flags: int, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
     """An answer came for a wait that was given up: if it was an item, the owner has it again."""
     if flags & REFS:
         references.arrive(body)

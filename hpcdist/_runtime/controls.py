@@ -14,3 +14,19 @@ DIED = 23  # pid 1 to workers: (pid, why, host, stderr)
 LEAVE = 24  # pid 1 to a worker: end
 OUTPUT = 25  # a worker to pid 1: (descriptor, text)
 STATUS = 26
+POOL = 30  # an operation on a worker pool: (pool, name, argument)
+TAKE_BACK = 31  # items of batches that have not started: (all or half, ids of the batches)
+FORGET = 32  # functions kept for `pmap` or a CachingPool: (tokens, ids of batches)
+
+# Trees: work handed down and its outcomes handed up; pieces of a value; a part for one process;
+# a value asked for, freed, let go of by its users; a shared segment that is no more.
+DOWN, UP, CHUNK, STORE, PULL, DROP, DROPPED, UNMAP = 40, 41, 42, 43, 44, 45, 46, 47
+# spmd, between a caller, pid 1 and the members of a section
+SECTION_ENTER = 60  # caller to pid 1, a request: (pids, grace); answered once the set may enter
+SECTION_HERE = 61  # member to pid 1: (number, the communicator it has kept)
+SECTION_GO = 62  # pid 1 to a member: (number, communicator, whether it is to be made, culprit)
+SECTION_OVER = 63  # member, or the caller for it, to pid 1: (number, pid, whether it failed)
+SECTION_FREE = 64  # pid 1 to a member: leave MPI; a colleague has failed
+SECTION_STUCK = 65  # member to pid 1: (number, whether it is still inside MPI)
+SECTION_VERDICT = 66  # caller to pid 1, a request: who was killed in a section
+SECTION_DIE = 67  # pid 1 to a member that no keeper can kill

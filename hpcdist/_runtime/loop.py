@@ -43,7 +43,8 @@ class Loop:
         begin: Callable[[], Coroutine[Any, Any, Any]],
         end: Callable[[Any, BaseException | None], None],
     ) -> None:
-        value, error = None, None
+        value: Any = None
+        error: BaseException | None = None
         try:
             value = await begin()
         except asyncio.CancelledError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from hpcdist._errors import ProcessExitedException
@@ -58,10 +59,14 @@ class Members:
     def __init__(self) -> None:
         self.living: dict[int, Member] = {}  # workers that count, in the order they joined
         self.gone: dict[int, Death] = {}
+        self.here = 0  # how many workers of this host have ever joined
+        self._host = socket.gethostname()
         self._turn = 0
 
     def add(self, pid: int, member: Member) -> None:
         """Count a worker in."""
+        if pid not in self.living and member.host == self._host:
+            self.here += 1
         self.living[pid] = member
 
     def remove(self, pid: int, death: ProcessExitedException) -> None:

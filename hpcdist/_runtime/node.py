@@ -25,6 +25,7 @@ from hpcdist._wire.frames import CALL, CONTROL, RESULT, Buffer, pack
 
 Handler = Callable[[Peer, int, Any, Sequence[Buffer]], None]
 _now = time.monotonic
+_ident = threading.get_ident
 
 
 class Node:
@@ -41,6 +42,9 @@ class Node:
         self.handlers: dict[int, Handler] = {}
         self.on_call: Callable[[Peer, int, int, int, Any, Sequence[Buffer]], None] = _unready
         self.on_death: list[Callable[[int], None]] = []
+        self.on_join: list[Callable[[int], None]] = []
+        self.on_unclaimed: list[Callable[[Peer, int, int, Any, Sequence[Buffer]], None]] = []
+        self.on_interrupt: list[Callable[[int], None]] = []
         self.topology = "all_to_all"
         self.forbidden: Callable[[int], str | None] | None = None
         self.serving = False  # whether our main thread runs others' calls
@@ -144,8 +148,6 @@ class Node:
         for fn in self.on_unclaimed:
             fn(peer, flags, ident, body, buffers)
 
-    on_unclaimed: list[Callable[[Peer, int, int, Any, Sequence[Buffer]], None]] = []
-
     # Waiting
 
     def wait(self, slot: Any, timeout: float | None = None) -> None:
@@ -157,9 +159,11 @@ class Node:
         """
         if slot.ready:
             return
-        self.start()
+        if not self._started:
+            self.start()
         deadline = None if timeout is None else _now() + timeout
-        call = self.turns.current()
+        turns = self.turns
+        call = turns.calls.get(_ident()) if turns.calls else None
         if call is None:
             self.progress.wait(slot, deadline)
             return
@@ -191,7 +195,12 @@ class Node:
             self.complete(slot)
 
     def reply(
-        self, peer: Peer, ident: int, outcome: int, body: bytes = b"", buffers: Sequence[Buffer] = ()
+        self,
+        peer: Peer,
+        ident: int,
+        outcome: int,
+        body: bytes = b"",
+        buffers: Sequence[Buffer] = (),
     ) -> None:
         """Answer a request."""
         if peer.pid == self.me:

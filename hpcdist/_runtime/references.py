@@ -28,7 +28,6 @@ from hpcdist._wire.frames import Buffer
 RefId = tuple[int, int]
 
 
-
 class Entry:
     """A value owned here."""
 
@@ -103,7 +102,7 @@ class Reference:
     def _let_go(self) -> None:
         """Count this process's copies down at the owner."""
         held, self._held = self._held, 0
-        if not held:
+        if not held or node is None:  # the interpreter is ending: modules are empty by now
             return
         if self.where == node.me:
             # Not here: this may run in a finaliser, at any moment and under any lock.
@@ -135,6 +134,16 @@ def _before_sleep() -> None:
 
 
 node.progress.before_sleep.append(_before_sleep)
+
+
+def settle_gone() -> None:
+    """Count our own handles that have gone, now: a busy loop may never come to sleep."""
+    while _gone:
+        try:
+            ref, held = _gone.pop()
+        except IndexError:  # the driver was faster
+            return
+        count(ref, node.me, -held)
 
 
 def announce(refs: Sequence[Reference], dest: int) -> bytes:

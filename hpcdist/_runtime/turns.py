@@ -24,13 +24,24 @@ if TYPE_CHECKING:
 _SUSPENDED_MOST = 256
 _SPARE_MOST = 8
 _ident = threading.get_ident
-_MAIN = threading.main_thread().ident
+MAIN = threading.main_thread().ident or 0
 
 
 class Call:
     """A call that has arrived."""
 
-    __slots__ = ("aux", "body", "buffers", "flags", "ident", "peer", "refs", "run", "thread", "waits")
+    __slots__ = (
+        "aux",
+        "body",
+        "buffers",
+        "flags",
+        "ident",
+        "peer",
+        "refs",
+        "run",
+        "thread",
+        "waits",
+    )
 
     def __init__(
         self,
@@ -65,7 +76,8 @@ class Turns:
         self._running = 0
         self._suspended = 0
         self._waiting_to_resume: deque[Slot] = deque()
-        self._calls: dict[int, Call] = {}  # started calls by thread
+        self.calls: dict[int, Call] = {}  # started calls by thread
+        self._idle = Slot()
         self._spares: list[_Spare] = []
         self._main_idle: Slot | None = None  # the main thread waits for a call on this
         self.main_in_call = False
@@ -80,7 +92,7 @@ class Turns:
     @property
     def running(self) -> int:
         """How many calls have started and not ended."""
-        return len(self._calls)
+        return len(self.calls)
 
     @property
     def queued(self) -> int:
@@ -114,6 +126,8 @@ class Turns:
             return any(c.ident == ident and c.peer is peer for c in self._queue)
 
     def _next(self) -> Call | None:
+        if not self._queue:
+            return None
         with self._lock:
             if not self._queue or self._running >= self._limit or self._waiting_to_resume:
                 return None
@@ -121,9 +135,7 @@ class Turns:
             return self._queue.popleft()
 
     def _can_start(self) -> bool:
-        return bool(
-            self._queue and self._running < self._limit and not self._waiting_to_resume
-        )
+        return bool(self._queue and self._running < self._limit and not self._waiting_to_resume)
 
     def _start_spare(self) -> None:
         """Hand the next call to a spare thread, if there is a turn for it."""
@@ -152,13 +164,13 @@ class Turns:
 
     def serve(self) -> None:
         """Run calls on this (the main) thread until stopped."""
-        progress = self._node.progress
+        progress, idle = self._node.progress, self._idle
         while not self._stopped:
             call = self._next()
             if call is not None:
                 self.run(call)
                 continue
-            idle = Slot()
+            idle.ready = False
             self._main_idle = idle
             try:
                 if not self._stopped and not self._can_start():
@@ -182,13 +194,13 @@ class Turns:
         """Run one call on this thread, which holds a turn, and pass the turn on."""
         me = _ident()
         call.thread = me
-        self._calls[me] = call
+        self.calls[me] = call
         try:
             call.run(call)
         except KeyboardInterrupt:  # an interrupt that came as the call ended
             pass
         finally:
-            self._calls.pop(me, None)
+            self.calls.pop(me, None)
             self._pass_on()
 
     def _pass_on(self) -> None:
@@ -209,20 +221,14 @@ class Turns:
             elif self._limit > 1 or self._suspended or not self._node.serving:
                 self._start_spare()
 
-    def about_to_wait(self) -> bool:
-        """Tell whether this thread flushes what it posts without being asked: it waits next."""
-        return not self._queue and _ident() == _MAIN and self._node.serving
+    def about_to_wait(self, call: Call) -> bool:
+        """Tell whether the call's thread flushes what it posts without being asked.
 
-    def enter_user(self, inside: bool) -> None:
-        """Say whether the main thread is in a user's function: only there is SIGINT for it."""
-        if _ident() == _MAIN:
-            self.main_in_call = inside
+        The main thread waits next, unless there is another call to run.
+        """
+        return call.thread == MAIN and not self._queue and self._node.serving
 
     # Calls that wait
-
-    def current(self) -> Call | None:
-        """Return the call this thread runs."""
-        return self._calls.get(_ident()) if self._calls else None
 
     def suspend(self, call: Call, slot: Any) -> None:
         """Give the turn of a call away while it waits."""
@@ -264,10 +270,10 @@ class Turns:
 
     def interrupt(self) -> None:
         """End every started call with KeyboardInterrupt."""
-        for thread, call in list(self._calls.items()):
+        for thread, call in list(self.calls.items()):
             if call.waits:
                 self._node.progress.interrupt(thread)
-            elif thread == _MAIN:
+            elif thread == MAIN:
                 signal.pthread_kill(thread, signal.SIGINT)
             else:
                 _raise_in(thread)
@@ -315,7 +321,7 @@ class _Spare:
             except KeyboardInterrupt:
                 pass
             except Exception:
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                sys.excepthook(*sys.exc_info())
             del work
             with self._turns._lock:
                 if len(self._turns._spares) >= _SPARE_MOST:
@@ -329,5 +335,3 @@ def _raise_in(thread: int) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
     )
-
-

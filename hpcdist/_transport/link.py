@@ -78,7 +78,7 @@ class Link:
             return
         plain: list[bytes] = []
         for item in items:
-            if type(item) is bytes:
+            if not isinstance(item, tuple):
                 plain.append(item)
                 continue
             plain.append(item[0])

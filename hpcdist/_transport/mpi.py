@@ -37,7 +37,7 @@ def _with_ends(
     """List all buffers in order, each message's last with what to call when it is through."""
     found: list[tuple[Buffer, Callable[[], None] | None]] = []
     for item in items:
-        if type(item) is tuple:
+        if isinstance(item, tuple):
             found.extend((buffer, None) for buffer in item[1][:-1])
             found.append((item[1][-1], item[2]))
     return found
@@ -89,7 +89,7 @@ class MpiPlane:
             frame = items[0]
             buffers: list[tuple[Buffer, Callable[[], None] | None]] = []
         else:
-            frame = b"".join([i if type(i) is bytes else i[0] for i in items])
+            frame = b"".join([i[0] if isinstance(i, tuple) else i for i in items])
             buffers = _with_ends(items)
         try:
             request = comm.Isend(frame, rank, FRAME)

@@ -68,7 +68,9 @@ class Peer:
         else:
             self._progress.soon()
 
-    def control(self, op: int, ident: int = 0, body: bytes = b"", buffers: Sequence[Buffer] = ()) -> None:
+    def control(
+        self, op: int, ident: int = 0, body: bytes = b"", buffers: Sequence[Buffer] = ()
+    ) -> None:
         """Post a control."""
         self.post(*pack(CONTROL, 0, ident, op, body, buffers))
 
@@ -117,7 +119,7 @@ class Peer:
 
 def _end(items: list[Item]) -> None:
     for item in items:
-        if type(item) is tuple and item[2] is not None:
+        if isinstance(item, tuple) and item[2] is not None:
             item[2]()
 
 

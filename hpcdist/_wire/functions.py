@@ -30,7 +30,7 @@ _KEPT_MOST = 4096
 class Description:
     """What a sender knows of one function."""
 
-    __slots__ = ("definition", "flags", "guards", "ident", "names", "ref", "varies")
+    __slots__ = ("definition", "flags", "guards", "ident", "names", "plain", "ref", "varies")
 
     def __init__(self, ident: int, definition: bytes, flags: int) -> None:
         self.ident = ident
@@ -41,11 +41,7 @@ class Description:
         # Values the definition holds: (globals, name, value); another value, another definition.
         self.guards: tuple[tuple[dict[str, Any], str, Any], ...] = ()
         self.ref: Callable[[], Any] = _nothing
-
-    @property
-    def plain(self) -> bool:
-        """Whether the id says all: nothing has to be looked at before a call."""
-        return not (self.varies or self.names or self.guards)
+        self.plain = False  # the id says all: nothing has to be looked at before a call
 
 
 def _nothing() -> None:
@@ -71,6 +67,7 @@ def _describe_anew(f: Any) -> Description | None:
     if found is None:
         return None
     key = id(f)
+    found.plain = not (found.varies or found.names or found.guards)
     try:
         found.ref = weakref.ref(f, lambda _: _by_id.pop(key, None))
     except TypeError:  # builtins cannot be weakly referenced; they live as long as we do

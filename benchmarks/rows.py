@@ -1,0 +1,117 @@
+"""The rows of the table: what is measured by which driver, and what is asked of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure. Bounds are ratios to the floor where `against` is "floor", else values.
+
+    Attributes:
+        key: Its name in the driver's answer.
+        text: Its name in the table.
+        unit: Of the value and the floor.
+        bound: What has to hold; None: a figure that is only reported.
+        aim: What we would like to see.
+        more: Whether more is better.
+    """
+
+    key: str
+    text: str
+    unit: str
+    bound: float | None = None
+    aim: float | None = None
+    against: Literal["floor", "value"] = "floor"
+    more: bool = False
+    # Holds also if the value is below this many floors ("0.5 ms, or twice a bare wake-up").
+    or_floors: float | None = None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A driver and the rows it fills. With `ranks` it runs under mpiexec."""
+
+    name: str
+    rows: tuple[Row, ...]
+    ranks: int | None = None
+
+
+# Seconds from addprocs(4) to the first result of all four.
+START_BOUND = {"mpich": 0.5, "openmpi": 0.8}
+
+
+def scenarios(mpi: str) -> list[Scenario]:
+    """All of them, for an MPI."""
+    return [
+        Scenario(
+            "calls",
+            (
+                Row("p50", "no-op call, mpirun, p50", "us", 5, 4),
+                Row("p99", "no-op call, mpirun, p99", "us", 25, 15),
+                Row("outstanding", "20,000 outstanding, each", "us", 3, 1.5),
+                Row("channel", "put + take, remote channel, p50", "us", 8),
+            ),
+            ranks=2,
+        ),
+        Scenario(
+            "between",
+            (
+                Row("p50", "worker to worker, p50", "us", 5, 4),
+                Row("p99", "worker to worker, p99", "us", 25, 15),
+            ),
+            ranks=3,
+        ),
+        Scenario("echo", (Row("echo", "64 MB there and back, mpirun", "GB/s", 0.6, more=True),), 2),
+        Scenario(
+            "outside",
+            (
+                Row("p50", "no-op call, addprocs(2), p50", "us", 8),
+                Row("p99", "no-op call, addprocs(2), p99", "us"),
+                Row("echo", "64 MB there and back, addprocs(2)", "GB/s", 0.4, more=True),
+                Row("rss", "memory of an idle worker, RSS", "MB", 45, against="value"),
+            ),
+        ),
+        Scenario(
+            "idle",
+            (
+                Row("cpu", "CPU of an idle process, mpirun", "%", 0.5, against="value"),
+                Row("wake", "call after 1 s of idleness, p50", "us", 500, None, "value", False, 2),
+            ),
+            ranks=2,
+        ),
+        Scenario(
+            "idle_outside",
+            (
+                Row("cpu", "CPU of an idle process, addprocs(2)", "%", 0.5, against="value"),
+                Row("wake", "the same call, addprocs(2)", "us", 500, None, "value", False, 2),
+            ),
+        ),
+        Scenario(
+            "crowd",
+            (
+                Row("p50", "no-op call, mpirun, 8 workers, p50", "us"),
+                Row("p99", "no-op call, mpirun, 8 workers, p99", "us"),
+            ),
+            ranks=9,
+        ),
+        Scenario(
+            "crowd_outside",
+            (
+                Row("p50", "no-op call, addprocs(8), p50", "us"),
+                Row("p99", "no-op call, addprocs(8), p99", "us"),
+            ),
+        ),
+        Scenario(
+            "start",
+            (
+                Row(
+                    "start",
+                    "addprocs(4) to all four results",
+                    "s",
+                    START_BOUND.get(mpi),
+                    against="value",
+                ),
+            ),
+        ),
+    ]

@@ -1,0 +1,61 @@
+"""`hpcdist demo`: the README's program on MPI ranks; without an MPI, on plain processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from hpcdist._managers.launching import OPENMPI_ENV, Mpi, MpiNotFound, find_mpi, scrubbed
+
+_PROGRAM = Path(__file__).with_name("first.py")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the program and return its exit code."""
+    # A copy outside the package: tracebacks leave the package's own frames out.
+    with tempfile.TemporaryDirectory(prefix="hpcdist-demo-") as folder:
+        program = shutil.copy(_PROGRAM, folder)
+        try:
+            mpi = find_mpi()
+        except MpiNotFound as exc:
+            print(f"On plain processes, without MPI. {exc}\n")
+            return _run_plainly(program, options.ranks - 1)
+        return _run_ranks(program, options.ranks, mpi)
+
+
+def _run_ranks(program: str, ranks: int, mpi: Mpi) -> int:
+    environ = {**scrubbed(os.environ), "PYTHONPATH": _python_path()}
+    flags: list[str] = []
+    if mpi.family == "openmpi":
+        environ |= OPENMPI_ENV
+        flags = ["--oversubscribe", "--bind-to", "none"]
+    print(f"$ mpiexec -n {ranks} python {os.path.basename(program)}\n", flush=True)
+    command = [mpi.mpiexec, *flags, "-n", str(ranks), sys.executable, program]
+    try:
+        return subprocess.run(
+            command, env=environ, stdin=subprocess.DEVNULL, check=False
+        ).returncode
+    except KeyboardInterrupt:  # it reached the ranks too
+        return 130
+
+
+def _run_plainly(program: str, workers: int) -> int:
+    from hpcdist._cli.run import run_file
+    from hpcdist._cli.starting import fresh_main
+    from hpcdist._managers.lifecycle import addprocs
+
+    addprocs(workers, isolation="process")
+    run_file(program, fresh_main())
+    return 0
+
+
+def _python_path() -> str:
+    """Let the program find the very hpcdist that runs the demo."""
+    here = str(_PROGRAM.parents[2])
+    known = os.environ.get("PYTHONPATH")
+    return f"{here}{os.pathsep}{known}" if known else here

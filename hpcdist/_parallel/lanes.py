@@ -1,0 +1,131 @@
+"""What the engine of a map knows of each worker, and of each batch in flight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hpcdist._parallel.batches import BUDGET
+from hpcdist._parallel.sources import Part
+
+IN_FLIGHT = 2  # batches a lane holds
+_GROWTH = 64  # the most a batch grows at a time: items differ
+_LEAST = 0.0002  # seconds of work for which a batch is not made smaller still
+_BYTES = 1 << 20  # arguments or results for which it is not made larger
+_now = time.monotonic
+
+
+class Batch:
+    """A call in flight. It is its own slot: the driver files it when its answer is there."""
+
+    __slots__ = ("error", "ident", "lane", "latch", "part", "ready", "sent", "value", "where")
+
+    def __init__(self, lane: Lane, ident: int, part: Part) -> None:
+        self.lane = lane
+        self.where = lane.pid
+        self.ident = ident
+        self.part = part
+        self.sent = _now()
+        self.ready = False
+        self.latch: Any = None
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def arrived(self) -> None:
+        """Tell the engine. Called by the driver."""
+        self.lane.note(self)
+
+
+class Question:
+    """A request to hand items back, in flight."""
+
+    __slots__ = ("error", "lane", "latch", "ready", "value", "where")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.where = lane.pid
+        self.ready = False
+        self.latch: Any = None
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def arrived(self) -> None:
+        """Tell the engine. Called by the driver."""
+        self.lane.note(self)
+
+
+class Lane:
+    """One worker, as the engine sees it."""
+
+    def __init__(self, pid: int, note: Callable[[Any], None]) -> None:
+        self.note = note  # tells the engine that something has happened
+        self.pid = pid
+        self.batches: list[Batch] = []  # in flight, the oldest first
+        self.told = False  # it has been sent the function
+        self.on_board = False  # it says on the board what it runs
+        self.open = True  # it may be given more
+        self.asked = 0.0  # when items were last asked back
+        self.since = 0.0  # when its oldest batch became the one that runs
+        self.stuck = False  # an item of its oldest batch takes long: nothing may wait behind it
+        self.seconds: float | None = None  # an item takes
+        self.nbytes = 0.0  # an item's arguments or result have
+        self.last = 1  # items of its last batch
+
+    @property
+    def items(self) -> int:
+        """How many items are in flight."""
+        return sum(b.part.size for b in self.batches)
+
+    def size(self, unit: int, left: int | None, lanes: int, seconds: float | None) -> int:
+        """How many items its next batch has.
+
+        Args:
+            unit: Items that belong together.
+            left: Items nobody has yet, where that is known.
+            lanes: How many workers share them.
+            seconds: What an item takes elsewhere, if anybody knows.
+        """
+        if self.seconds is not None:
+            seconds = self.seconds
+        if seconds is None:
+            return unit
+        seconds = max(seconds, 2e-8)
+        count = BUDGET / seconds
+        if left is not None:
+            count = min(count, max(left / (IN_FLIGHT * lanes), _LEAST / seconds))
+        if self.nbytes:
+            count = min(count, _BYTES / self.nbytes)
+        count = min(count, _GROWTH * max(self.last, unit))
+        return max(1, int(count) // unit) * unit
+
+    def take_note(self, seconds: float, nbytes: float) -> None:
+        """Learn from a batch what its items took, each."""
+        old = self.seconds
+        if old is None or seconds > old or seconds < old / 4:
+            self.seconds = seconds  # the very first pays for imports and cold caches
+        else:
+            self.seconds = (seconds + old) / 2
+        self.take_size(nbytes)
+
+    def take_size(self, nbytes: float) -> None:
+        """Learn how large an item's arguments or result are."""
+        if nbytes > 64:
+            self.nbytes = max(self.nbytes, nbytes)
+
+
+class Delays:
+    """The delays before an item is tried again, drawn as they are needed."""
+
+    def __init__(self, delays: Iterable[float]) -> None:
+        self._rest = iter(delays)
+        self._drawn: list[float] = []
+
+    def get(self, tries: int) -> float | None:
+        """How long to wait after so many failures; None: not again."""
+        while len(self._drawn) < tries:
+            try:
+                self._drawn.append(max(0.0, float(next(self._rest))))
+            except StopIteration:
+                return None
+        return self._drawn[tries - 1]

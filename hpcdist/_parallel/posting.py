@@ -1,0 +1,112 @@
+"""How batches leave: calls made of arguments that are pickled already, and calls to oneself."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+from hpcdist import _errors
+from hpcdist._parallel import batches
+from hpcdist._parallel.batches import Token, Work
+from hpcdist._parallel.lanes import Batch
+from hpcdist._remote import calls
+from hpcdist._runtime import references
+from hpcdist._runtime.node import node
+from hpcdist._runtime.turns import MAIN, Call
+from hpcdist._wire import codec, functions
+from hpcdist._wire.codec import Payload
+from hpcdist._wire.frames import ASYNC, CALL, DEFINES, DO, FAILED, FETCH, OURS, REFS, pack
+
+_the_board: batches.Board | None = None
+
+
+def board() -> batches.Board:
+    global _the_board
+    if _the_board is None:
+        _the_board = batches.Board()
+        batches.attach(node.me, _the_board.address)
+    return _the_board
+
+
+def tell(peer: Any, token: Token, work: Payload) -> None:
+    """Send what a map does to each item, for the batches that follow."""
+    parts = [pickle.PickleBuffer(b) for b in work.buffers]
+    wrapped = codec.dumps((token, work.body, parts, board().address))
+    wrapped.refs = work.refs
+    post(peer, DO, 0, batches.keep, wrapped)
+    if b"main_globals" in work.body:
+        peer.bound.clear()  # its globals were assigned there: calls must tell theirs anew
+
+
+def post(peer: Any, wants: int, ident: int, f: Callable[..., Any], payload: Payload) -> None:
+    """Post a call of one of our own functions with arguments that are pickled already."""
+    known = functions.describe(f)
+    assert known is not None
+    flags, body = wants | (known.flags & ASYNC), payload.body
+    if payload.refs:
+        body = references.announce(payload.refs, peer.pid) + body
+        flags |= REFS
+    if known.ident not in peer.known:
+        body = len(known.definition).to_bytes(4, "little") + known.definition + body
+        flags |= DEFINES
+    peer.post(*pack(CALL, flags, ident, known.ident, body, payload.buffers))
+    peer.known.add(known.ident)
+
+
+def run_here(batch: Batch, work: Work, token: Token, unit: int) -> None:
+    """Run a batch in this process: nothing is pickled."""
+    args = (work, token, batch.ident, unit, batch.part.columns)
+    if work.is_async:
+        calls._event_loop().start(
+            lambda: batches.perform_async(*args),
+            lambda out, error: _end_here(batch, out, error),
+        )
+    else:
+        node.turns.submit(Call(_perform_here, None, FETCH, batch.ident, 0, (batch, args), ()))
+
+
+def _perform_here(call: Call) -> None:
+    batch, args = call.body
+    out, error = None, None
+    inside = call.thread == MAIN
+    try:
+        if inside:
+            node.turns.main_in_call = True
+        out = batches.perform(*args)
+    except BaseException as exc:  # the edge of a call: it belongs to the caller
+        error = exc
+    finally:
+        if inside:
+            node.turns.main_in_call = False
+    if out is not None and batches.hides_coroutines(out):
+        settled = batches.settle(args[0], out)
+        calls._event_loop().start(lambda: settled, lambda _, exc: _end_here(batch, out, exc))
+        return
+    _end_here(batch, out, error)
+
+
+def _end_here(batch: Batch, out: batches.Outcome | None, error: BaseException | None) -> None:
+    if out is None or error is not None:
+        assert error is not None
+        batch.value = (FAILED, _errors.encode_error(error, node.me), ())
+    else:
+        raised = None if out.error is None else _errors.encode_error(out.error, node.me)
+        batch.value = (OURS, (out.results, raised, out.seconds, False), ())
+    node.complete(batch)
+
+
+@contextmanager
+def without_turn() -> Iterator[None]:
+    """Give the turn of the call this thread is in away, as our waits do."""
+    call = node.turns.calls.get(get_ident())
+    if call is None or call.waits:
+        yield
+        return
+    node.turns.suspend(call, None)
+    try:
+        yield
+    finally:
+        node.turns.resume(call)
