@@ -43,13 +43,14 @@ class RemoteTraceback(Exception):
 class _Task:
     """A call that has not ended."""
 
-    __slots__ = ("args", "fn", "future", "is_retried", "is_started", "kwargs")
+    __slots__ = ("args", "call", "fn", "future", "is_retried", "is_started", "kwargs")
 
     def __init__(self, fn: Any, args: Any, kwargs: Any) -> None:
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
         self.future = TaskFuture()
+        self.call: RemoteFuture | None = None
         self.is_started = False  # its future says "running"
         self.is_retried = False
 
@@ -95,6 +96,9 @@ class Executor(_StandardExecutor):
         self._in_flight: dict[int, list[_Task]] = {}
         self._prepared: set[int] = set()  # workers whose initializer is done
         self._preparing: set[int] = set()
+        self._arrivals: deque[tuple[int, _Task, RemoteFuture]] = deque()  # ended, not looked at
+        self._is_looking = False
+        self._first_lost: dict[int, _Task] = {}  # by dead worker: what it ran
         self._settling = 0  # tasks that have ended and whose futures are about to say so
         self._broken: str | bool = False
         self._is_shut_down = False
@@ -268,16 +272,50 @@ class Executor(_StandardExecutor):
         try:
             call = remotecall(task.fn, pid, *task.args, **task.kwargs)
         except ProcessExitedException as exc:
-            self._lost(pid, task, exc)
+            with self._lock:  # it never got there: as if it had not been sent
+                if not task.is_retried:
+                    task.is_retried = True
+                    self._in_flight[pid].remove(task)
+                    self._queue.appendleft(task)
+                    return
+            self._settle(pid, task, error=exc)
         except Exception as exc:  # what cannot be pickled: that task's failure alone
             self._settle(pid, task, error=exc)
         else:
-            call.add_done_callback(partial(self._ended, pid, task))
+            task.call = call
+            hook = partial(self._arrived, pid, task, call)
+            if not call._hook(hook):
+                hook()
 
     # Ends
 
+    def _arrived(self, pid: int, task: _Task, call: RemoteFuture) -> None:
+        """Take note that a task has ended. Called by the driver: no user code, no pickling."""
+        simple = call.error is None and call.has_plain_value and not task.future._done_callbacks
+        if simple and not self._queue:
+            self._settle(pid, task, call.raw(), dispatch=False)
+            if not self._queue:
+                return
+        else:
+            self._arrivals.append((pid, task, call))
+        with self._lock:
+            if self._is_looking:
+                return
+            self._is_looking = True
+        node.turns.background(self._look)
+
+    def _look(self) -> None:
+        """See to the tasks that have ended, and send the next ones; one thread at a time."""
+        while True:
+            while self._arrivals:
+                self._ended(*self._arrivals.popleft())
+            self._dispatch()
+            with self._lock:
+                if not self._arrivals:
+                    self._is_looking = False
+                    return
+
     def _ended(self, pid: int, task: _Task, call: RemoteFuture) -> None:
-        """Take a task's outcome. Called on a thread that may block."""
         error: BaseException | None
         payload: Any = None
         try:
@@ -288,24 +326,21 @@ class Executor(_StandardExecutor):
             error = exc
         if isinstance(error, ProcessExitedException):
             self._lost(pid, task, error)
-            return
-        self._settle(pid, task, payload, _original(error))
+        else:
+            self._settle(pid, task, payload, _original(error))
 
     def _lost(self, pid: int, task: _Task, error: ProcessExitedException) -> None:
         """A worker died. What it ran fails; what waited behind that goes elsewhere, once."""
         with self._lock:
             flying = self._in_flight.get(pid, [])
-            ran = not flying or flying[0] is task
+            unfinished = [t for t in flying if t.call is None or not _succeeded(t.call)]
+            ran = task is self._first_lost.setdefault(pid, (unfinished or [task])[0])
             if not ran and not task.is_retried:
                 task.is_retried = True
                 flying.remove(task)
                 self._queue.appendleft(task)
-            else:
-                ran = True
-        if ran:
-            self._settle(pid, task, error=error, dispatch=not flying[1:])
-            return
-        self._dispatch()
+                return
+        self._settle(pid, task, error=error)
 
     def _settle(
         self,
@@ -409,6 +444,10 @@ def _checked(pool: Any) -> Any:
         if pid != node.me:
             node.peer(pid)
     return pids
+
+
+def _succeeded(call: RemoteFuture) -> bool:
+    return call.ready and call.error is None
 
 
 def _original(error: BaseException | None) -> BaseException | None:

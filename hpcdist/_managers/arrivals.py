@@ -91,7 +91,7 @@ class Arrivals:
 
 
 def _ancestry(os_pid: int) -> list[int]:
-    line = []
+    line: list[int] = []
     while os_pid > 1 and len(line) < 16:
         line.append(os_pid)
         try:

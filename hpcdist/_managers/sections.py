@@ -136,7 +136,7 @@ def _on_here(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
         section = _active.get(number)
         if section is None or section.culprit:
             culprit = section.culprit if section is not None else _verdicts.get(number, (1,))[0]
-            tell(peer.pid, SECTION_GO, (number, 0, False, culprit or 1))
+            tell(peer.pid, SECTION_GO, (number, 0, False, culprit or 1, False))
             return
         section.states[peer.pid] = HERE
         section.comms.add(comm)
@@ -150,10 +150,11 @@ def _start(section: Section) -> None:
     fresh = bool(others) or not comm
     if fresh:
         comm = next(_numbers)
+    worn = bool(node.members.gone)
     section.started = True
     section.states = dict.fromkeys(section.pids, INSIDE)
     for pid in section.pids:
-        tell(pid, SECTION_GO, (section.number, comm, fresh, 0))
+        tell(pid, SECTION_GO, (section.number, comm, fresh, 0, worn))
 
 
 @node.control(SECTION_OVER)
@@ -188,7 +189,7 @@ def _break(section: Section, culprit: int) -> None:
         return
     for pid, state in section.states.items():
         if state == HERE:
-            tell(pid, SECTION_GO, (section.number, 0, False, culprit))
+            tell(pid, SECTION_GO, (section.number, 0, False, culprit, False))
 
 
 @node.control(SECTION_VERDICT)

@@ -33,7 +33,7 @@ def attach(reader: Any, writer: Any) -> socket.socket:
     if reader is writer and _is_plain(reader):
         if reader.family in (socket.AF_INET, socket.AF_INET6):
             reader.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock = reader
+        sock: socket.socket = reader
     else:
         receive, send = _receiver(reader), _sender(writer)
         sock, near = socket.socketpair()
@@ -46,7 +46,7 @@ def attach(reader: Any, writer: Any) -> socket.socket:
 
 
 def _binary(stream: Any) -> Any:
-    return stream.buffer if isinstance(stream, io.TextIOBase) else stream
+    return stream.buffer if isinstance(stream, io.TextIOWrapper) else stream
 
 
 def _is_plain(stream: Any) -> bool:

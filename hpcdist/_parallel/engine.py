@@ -23,7 +23,7 @@ from hpcdist import _errors
 from hpcdist._errors import ProcessExitedException
 from hpcdist._parallel import batches, posting
 from hpcdist._parallel.batches import BUDGET, Token, Work
-from hpcdist._parallel.lanes import IN_FLIGHT, Batch, Delays, Lane, Question
+from hpcdist._parallel.lanes import IN_FLIGHT, LEAST, Batch, Delays, Lane, Question
 from hpcdist._parallel.sources import Part, Source
 from hpcdist._runtime import references
 from hpcdist._runtime.controls import FORGET, TAKE_BACK
@@ -394,7 +394,7 @@ class Engine:
                 self._look_at = min(self._look_at, lane.since + _PATIENCE + 0.001)
             elif now < ready_at:
                 self._look_at = min(self._look_at, ready_at)
-            elif not overrun and expected < 2 * _LEAST and now - lane.since < _LOOK_AGAIN:
+            elif not overrun and expected < 2 * LEAST and now - lane.since < _LOOK_AGAIN:
                 self._look_at = min(self._look_at, now + _LOOK_AGAIN)
             else:
                 lane.asked = now

@@ -11,7 +11,7 @@ from hpcdist._parallel.sources import Part
 
 IN_FLIGHT = 2  # batches a lane holds
 _GROWTH = 64  # the most a batch grows at a time: items differ
-_LEAST = 0.0002  # seconds of work for which a batch is not made smaller still
+LEAST = 0.0002  # seconds of work for which a batch is not made smaller still
 _BYTES = 1 << 20  # arguments or results for which it is not made larger
 _now = time.monotonic
 
@@ -93,7 +93,7 @@ class Lane:
         seconds = max(seconds, 2e-8)
         count = BUDGET / seconds
         if left is not None:
-            count = min(count, max(left / (IN_FLIGHT * lanes), _LEAST / seconds))
+            count = min(count, max(left / (IN_FLIGHT * lanes), LEAST / seconds))
         if self.nbytes:
             count = min(count, _BYTES / self.nbytes)
         count = min(count, _GROWTH * max(self.last, unit))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from hpcdist import _errors
-from hpcdist._parallel import pools
+from hpcdist._parallel import lending, pools
 from hpcdist._parallel.batches import Work
 from hpcdist._parallel.engine import Engine, Failure, poke_all
 from hpcdist._parallel.lanes import Delays
@@ -18,7 +18,7 @@ from hpcdist._parallel.pools import AbstractWorkerPool, CachingPool
 from hpcdist._parallel.sources import Source
 from hpcdist._runtime.node import node
 
-pools.watchers.append(poke_all)
+lending.watchers.append(poke_all)
 
 
 class ExponentialBackOff:

@@ -7,254 +7,26 @@ a take that has to wait is an entry in a list and holds neither a thread nor a t
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hpcdist import _errors
 from hpcdist._parallel import batches
 from hpcdist._parallel.batches import Token
+from hpcdist._parallel.lending import State, Taker, own, state_of
 from hpcdist._remote.calls import Lender, remote_do, remotecall_fetch
 from hpcdist._remote.futures import Future
 from hpcdist._runtime import references
 from hpcdist._runtime.controls import FORGET, POOL
-from hpcdist._runtime.node import node, pack_head, unpack_head
+from hpcdist._runtime.node import node, pack_head
 from hpcdist._runtime.references import Reference
 from hpcdist._transport.progress import Slot
-from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
-from hpcdist._wire.frames import FAILED, OK, OUTCOME, Buffer
+from hpcdist._wire.frames import FAILED, OUTCOME
 
 _EMPTY = "No active worker available in pool"
 _DEFAULT = (1, 0)  # the reference of the default pool: no process gives the number 0 to anything
-
-
-# The owner's side
-
-
-class _Taker:
-    """A take, or a wait, that has not had its turn."""
-
-    def __init__(self, done: Callable[[int], None], holder: int, ident: int, takes: bool) -> None:
-        self.done = done  # called with the worker; with 0 if there can be none
-        self.holder = holder
-        self.ident = ident
-        self.takes = takes
-
-
-class State:
-    """The members of a pool, those that are free, and who waits for one."""
-
-    def __init__(self, pids: Iterable[int], *, is_default: bool = False) -> None:
-        self._lock = threading.Lock()  # guards all below
-        self._members: dict[int, None] = dict.fromkeys(pids)
-        self._free = deque(self._members)
-        self._takers: deque[_Taker] = deque()
-        self._held: list[tuple[int, int, int]] = []  # (holder, the take's number, worker)
-        self._is_default = is_default
-
-    def _tidy(self) -> None:
-        """Forget members that have left the cluster; the default pool also those that leave."""
-        if self._is_default:
-            left = [p for p in self._members if p not in node.members.living]
-        else:
-            left = [p for p in self._members if p in node.members.gone]
-        for pid in left:
-            del self._members[pid]
-            if pid in self._free:
-                self._free.remove(pid)
-
-    def _serve(self) -> list[tuple[_Taker, int]]:
-        """Give free workers to those that wait; return whom to tell what."""
-        told: list[tuple[_Taker, int]] = []
-        self._tidy()
-        while self._takers:
-            while self._free and not _lives(self._free[0]):
-                self._members.pop(self._free.popleft(), None)
-            taker = self._takers[0]
-            if self._free:
-                pid = self._free[0]
-                if taker.takes:
-                    self._free.popleft()
-                    self._held.append((taker.holder, taker.ident, pid))
-            elif self._members:
-                break
-            else:
-                pid = 1 if self._is_default else 0
-            told.append((self._takers.popleft(), pid))
-        return told
-
-    def _tell(self, told: Sequence[tuple[_Taker, int]]) -> None:
-        for taker, pid in told:
-            taker.done(pid)
-        _changed()
-
-    def start(self, taker: _Taker) -> None:
-        """Let somebody have a worker, now or later."""
-        with self._lock:
-            self._takers.append(taker)
-            told = self._serve()
-        self._tell(told)
-
-    def withdraw(self, holder: int, ident: int, *, give_back: bool = False) -> bool:
-        """Take a waiting take back; tell whether it was still waiting."""
-        told: list[tuple[_Taker, int]] = []
-        with self._lock:
-            for taker in self._takers:
-                if taker.holder == holder and taker.ident == ident:
-                    self._takers.remove(taker)
-                    return True
-            if give_back:
-                for entry in self._held:
-                    if entry[:2] == (holder, ident):
-                        self._held.remove(entry)
-                        told = self._return(entry[2])
-                        break
-        self._tell(told)
-        return False
-
-    def push(self, pid: int) -> None:
-        """Add a worker."""
-        with self._lock:
-            told = []
-            if pid not in self._members:
-                self._members[pid] = None
-                told = self._return(pid)
-        self._tell(told)
-
-    def _return(self, pid: int) -> list[tuple[_Taker, int]]:
-        if pid in self._members and pid not in self._free:
-            self._free.append(pid)
-        return self._serve()
-
-    def put(self, pid: int, holder: int) -> None:
-        """Take a worker back that was lent; one that is no member is ignored."""
-        with self._lock:
-            mine = [e for e in self._held if e[2] == pid]
-            for entry in sorted(mine, key=lambda e: e[0] != holder)[:1]:
-                self._held.remove(entry)
-            told = self._return(pid)
-        self._tell(told)
-
-    def lost(self, pid: int) -> None:
-        """Take note of a death: of a member, or of one who had borrowed or waits."""
-        with self._lock:
-            if pid in self._members:
-                del self._members[pid]
-                if pid in self._free:
-                    self._free.remove(pid)
-            self._takers = deque(t for t in self._takers if t.holder != pid)
-            borrowed = [e for e in self._held if e[0] == pid]
-            told = []
-            for entry in borrowed:
-                self._held.remove(entry)
-                told += self._return(entry[2])
-            told += self._serve()
-        self._tell(told)
-
-    def isready(self) -> bool:
-        """Tell whether a take would be served at once."""
-        with self._lock:
-            self._tidy()
-            ready = any(_lives(p) for p in self._free)
-            return ready or (self._is_default and not self._members)
-
-    def workers(self) -> list[int]:
-        """List the members."""
-        with self._lock:
-            self._tidy()
-            return sorted(self._members) or ([1] if self._is_default else [])
-
-    def size(self) -> int:
-        """Count the members."""
-        return len(self.workers())
-
-    def usable(self) -> list[int]:
-        """List the members nobody has taken; all, if all are taken."""
-        with self._lock:
-            self._tidy()
-            taken = {e[2] for e in self._held}
-            members = sorted(self._members)
-        free = [p for p in members if p not in taken and _lives(p)]
-        return free or [p for p in members if _lives(p)]
-
-
-def _lives(pid: int) -> bool:
-    return pid == 1 or pid in node.members.living
-
-
-_states: weakref.WeakSet[State] = weakref.WeakSet()
-watchers: list[Callable[[], None]] = []  # who wants to know that some pool has changed
-
-
-def _changed() -> None:
-    for fn in watchers:
-        fn()
-
-
-def _state(ref: tuple[int, int]) -> State | None:
-    entry = references.owned.get(ref)
-    return entry.value if entry is not None and isinstance(entry.value, State) else None
-
-
-def _own(ref: tuple[int, int], state: State) -> None:
-    references.count(ref, node.me, 1, lambda: state)
-    _states.add(state)
-
-
-def _on_death(pid: int) -> None:
-    for state in list(_states):
-        state.lost(pid)
-
-
-def _on_join(pid: int) -> None:
-    if node.me == 1:
-        state = _state(_DEFAULT)
-        if state is not None:
-            state.push(pid)
-        if _replaced is not None:
-            remote_do(_replace_here, pid, _replaced)
-
-
-node.on_death.append(_on_death)
-node.on_join.append(_on_join)
-
-
-@node.control(POOL)
-def _on_pool(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    (ref, name, arg), _ = unpack_head(body)
-    state = _state(ref)
-    if state is None:
-        if ident:
-            error = _errors.HpcdistError("this pool is no longer there")
-            node.reply(peer, ident, FAILED, _errors.encode_error(error, node.me))
-        return
-    if name in ("take", "wait"):
-
-        def done(pid: int) -> None:
-            node.reply(peer, ident, OK, pid.to_bytes(8, "little"))
-            node.progress.soon()
-
-        state.start(_Taker(done, peer.pid, ident, name == "take"))
-        return
-    value: Any = None
-    if name == "put":
-        state.put(arg, peer.pid)
-    elif name == "withdraw":
-        value = state.withdraw(peer.pid, arg)
-    elif name == "abandon":
-        state.withdraw(peer.pid, arg, give_back=True)
-    elif name == "push":
-        state.push(arg)
-    else:
-        value = getattr(state, name)()
-    if ident:
-        node.reply(peer, ident, OK, codec.dumps(value).body)
-
-
-# The user's side
 
 
 class AbstractWorkerPool(Lender):
@@ -363,7 +135,7 @@ class WorkerPool(Reference, AbstractWorkerPool):
         listed = node.members.workers() if pids is None else [int(p) for p in pids]
         self.where = self.whence = node.me
         self.id = next(node.ids)
-        _own(self.key, State(listed))
+        own(self.key, State(listed))
         self._held = 1
         self._begin()
 
@@ -443,7 +215,7 @@ class WorkerPool(Reference, AbstractWorkerPool):
         return list(self._do("usable"))
 
     def _here(self) -> State | None:
-        return _state(self.key) if self.where == node.me else None
+        return state_of(self.key) if self.where == node.me else None
 
     def _do(self, name: str, *args: Any) -> Any:
         state = self._here()
@@ -476,7 +248,7 @@ class WorkerPool(Reference, AbstractWorkerPool):
             node.complete(slot)
 
         ident = next(node.ids)
-        state.start(_Taker(done, node.me, ident, name == "take"))
+        state.start(Taker(done, node.me, ident, name == "take"))
         try:
             node.wait(slot, timeout)
         except BaseException:
@@ -594,6 +366,18 @@ _replaced: AbstractWorkerPool | None = None  # what a user has put in the defaul
 _default: WorkerPool | None = None
 
 
+def _on_join(pid: int) -> None:
+    if node.me == 1:
+        entry = state_of(_DEFAULT)
+        if entry is not None:
+            entry.push(pid)
+        if _replaced is not None:
+            remote_do(_replace_here, pid, _replaced)
+
+
+node.on_join.append(_on_join)
+
+
 def default_worker_pool(pool: AbstractWorkerPool | None = None, /) -> AbstractWorkerPool:
     """Return the pool of all workers, which those that join later enter by themselves.
 
@@ -630,7 +414,7 @@ def _default_here() -> WorkerPool:
     if _default is None:
         made: WorkerPool = WorkerPool._received(1, *_DEFAULT, None)
         made._held = 1
-        _own(_DEFAULT, State(sorted(node.members.living), is_default=True))
+        own(_DEFAULT, State(sorted(node.members.living), is_default=True))
         for pid in node.members.living:  # one that joined while we were here
             made.push(pid)
         _default = made

@@ -372,12 +372,12 @@ def run_member(number: int, pids: Sequence[int], sealed: Sealed) -> Any:
     try:
         f, args, kw = sealed.open()
         del sealed
-        fresh, comm_number, culprit = _pass_gate(run)
+        fresh, comm_number, culprit, worn = _pass_gate(run)
         if culprit:
             why = RuntimeError(f"process {culprit} failed before the section could start")
             return _Failed(_errors.encode_error(why, node.me), True)
         if node.progress.plane is not None:
-            run.comm = _communicator(run.pids, comm_number, fresh)
+            run.comm = _communicator(run.pids, comm_number, fresh, worn)
         value = f(*args, **kw)
         if type(value) is CoroutineType:
             value = asyncio.run(value)
@@ -395,7 +395,7 @@ def run_member(number: int, pids: Sequence[int], sealed: Sealed) -> Any:
         tell(1, SECTION_OVER, (number, node.me, failed))
 
 
-def _pass_gate(run: Run) -> tuple[bool, int, int]:
+def _pass_gate(run: Run) -> tuple[bool, int, int, bool]:
     """Wait until every member is here. The turn is kept: this is no wait of the user's."""
     number, comm = _kept.get(run.pids, (0, None))
     if comm is not None and not comm:  # the user has freed it
@@ -409,11 +409,19 @@ def _pass_gate(run: Run) -> tuple[bool, int, int]:
     finally:
         if call is not None:
             call.waits = False
-    answer: tuple[bool, int, int] = run.gate.value
+    answer: tuple[bool, int, int, bool] = run.gate.value
     return answer
 
 
-def _communicator(pids: tuple[int, ...], number: int, fresh: bool) -> Any:
+def _communicator(pids: tuple[int, ...], number: int, fresh: bool, worn: bool) -> Any:
+    """Find the communicator of these workers, or make it: a collective call of theirs alone.
+
+    Args:
+        pids: Who is in it.
+        number: Its number; no two have the same.
+        fresh: Make it.
+        worn: The world has lost a worker.
+    """
     if not fresh:
         return _kept[pids][1]
     from mpi4py import MPI
@@ -424,8 +432,13 @@ def _communicator(pids: tuple[int, ...], number: int, fresh: bool) -> Any:
     everyone = plane.comm.Get_group()
     group = everyone.Incl([rank_of[pid] for pid in pids])
     try:
-        # Collective over the members alone; the tag keeps apart what happens at the same time.
-        made = plane.comm.Create_group(group, number % 32768)
+        if worn and "Open MPI" in MPI.Get_library_version():
+            # Create_group fails in every world that has noticed a death (5.0.11: PROC_FAILED, as
+            # it would on the dead rank); this, which knows of no world, does not.
+            made = MPI.Intracomm.Create_from_group(group, f"hpcdist-{number}")
+        else:
+            # The tag keeps apart what happens at the same time.
+            made = plane.comm.Create_group(group, number % 32768)
     finally:
         group.Free()
         everyone.Free()
@@ -476,10 +489,10 @@ node.on_death.append(_forget_the_dead)
 
 @node.control(SECTION_GO)
 def _on_go(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    number, comm_number, fresh, culprit = pickle.loads(body)
+    number, comm_number, fresh, culprit, worn = pickle.loads(body)
     run = _runs.get(number)
     if run is not None:
-        run.gate.value = (fresh, comm_number, culprit)
+        run.gate.value = (fresh, comm_number, culprit, worn)
         node.complete(run.gate)
 
 

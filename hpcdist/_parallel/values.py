@@ -28,7 +28,8 @@ from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
-from hpcdist._wire.frames import Buffer, blank
+from hpcdist._wire.blocks import blank
+from hpcdist._wire.frames import Buffer
 
 PIECE = 4 << 20
 shares_memory = True  # whether processes of one host share one copy (a test says no)

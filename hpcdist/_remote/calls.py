@@ -123,7 +123,9 @@ def remotecall_fetch(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any
         except BaseException:
             node.pending.pop(ident, None)
             raise
-        if not peer.alive:
+        if peer.alive:
+            node.progress.flush()  # what a wait begins with is done while the call travels
+        else:
             node.fail(ident, slot)
     try:
         node.wait(slot)
@@ -379,8 +381,7 @@ def _reply(call: Call, value: Any) -> None:
         return
     if value is None and wants == FETCH:
         peer.post(_head(RESULT, OK, 0, 0, call.ident, 0))
-        if not node.turns.about_to_wait(call):
-            peer.hurry()
+        _hurry(call)
         return
     try:
         if type(value) is Payload:  # a batch of results, which pickles itself
@@ -401,8 +402,14 @@ def _reply(call: Call, value: Any) -> None:
     else:
         settle(peer.pid, call.ident, OK, payload)
         send_outcome(peer, call.ident, OK, payload, whole=False)
-    if not node.turns.about_to_wait(call):
-        peer.hurry()
+    _hurry(call)
+
+
+def _hurry(call: Call) -> None:
+    if node.turns.about_to_wait(call):
+        node.progress.flush()
+    else:
+        call.peer.hurry()
 
 
 def _post_and_wait(peer: Peer, data: bytes, buffers: Sequence[Buffer]) -> None:

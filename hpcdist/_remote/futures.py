@@ -311,6 +311,11 @@ class Future(Reference, concurrent.futures.Future[Any]):
                     self._payload = parcel
         return self._keep(codec.loads(parcel.body, parcel.buffers))
 
+    @property
+    def has_plain_value(self) -> bool:
+        """Whether the value came, pickled, and holds no references: `raw` then does not block."""
+        return self.ready and self.value is not None and self.value[0] == OK
+
     def raw(self) -> Any:
         """Return what came, not yet unpickled: a payload; or a function that returns the value.
 

@@ -24,7 +24,7 @@ DOWN, UP, CHUNK, STORE, PULL, DROP, DROPPED, UNMAP = 40, 41, 42, 43, 44, 45, 46,
 # spmd, between a caller, pid 1 and the members of a section
 SECTION_ENTER = 60  # caller to pid 1, a request: (pids, grace); answered once the set may enter
 SECTION_HERE = 61  # member to pid 1: (number, the communicator it has kept)
-SECTION_GO = 62  # pid 1 to a member: (number, communicator, whether it is to be made, culprit)
+SECTION_GO = 62  # pid 1 to a member: (number, communicator, whether to make it, culprit, worn)
 SECTION_OVER = 63  # member, or the caller for it, to pid 1: (number, pid, whether it failed)
 SECTION_FREE = 64  # pid 1 to a member: leave MPI; a colleague has failed
 SECTION_STUCK = 65  # member to pid 1: (number, whether it is still inside MPI)

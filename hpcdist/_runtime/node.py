@@ -21,6 +21,7 @@ from hpcdist._runtime.members import Members
 from hpcdist._runtime.turns import Turns
 from hpcdist._transport.progress import Progress, Slot
 from hpcdist._transport.router import Peer
+from hpcdist._wire import blocks
 from hpcdist._wire.frames import CALL, CONTROL, RESULT, Buffer, pack
 
 Handler = Callable[[Peer, int, Any, Sequence[Buffer]], None]
@@ -34,6 +35,7 @@ class Node:
     def __init__(self) -> None:
         self.me = 1
         self.progress = Progress()
+        self.progress.before_sleep.append(blocks.trim)
         self.peers: dict[int, Peer] = {}
         self.members = Members()
         self.turns = Turns(self)

@@ -14,12 +14,14 @@ from typing import Any
 
 from hpcdist._transport.mpi import Deliver, Item
 from hpcdist._transport.progress import Progress
-from hpcdist._wire.frames import BODY_APART, HEAD, HEAD_SIZE, Buffer, blank, sizes
+from hpcdist._wire.blocks import blank
+from hpcdist._wire.frames import BODY_APART, HEAD, HEAD_SIZE, Buffer, sizes
 
 _READ = 256 * 1024
 _GATHER = 64  # buffers in one system call
 _unpack = HEAD.unpack_from
-_SOCKET_BUFFER = 1 << 20
+_SOCKET_BUFFER = 4 << 20
+_GULPS = 64  # reads before others have their turn
 
 
 class Link:
@@ -137,9 +139,13 @@ class Link:
     def _read(self) -> None:
         try:
             if self._missing:
-                size = self.sock.recv_into(self._missing[0])
-                if size:
+                for _ in range(_GULPS):
+                    size = self.sock.recv_into(self._missing[0])
+                    if not size:
+                        break
                     self._filled(size)
+                    if not self._missing:
+                        break
             else:
                 if self._start == self._end:
                     self._start = self._end = 0

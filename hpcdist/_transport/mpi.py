@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcdist._transport.bells import Bells
+from hpcdist._wire.blocks import blank
 from hpcdist._wire.frames import (
     BODY_APART,
     CALL,
@@ -18,11 +19,11 @@ from hpcdist._wire.frames import (
     HEAD,
     HEAD_SIZE,
     Buffer,
-    blank,
     sizes,
 )
 
 FRAME, BUFFER = 0, 1
+_SENDS_MANY = 16  # requests that are tested even while messages keep coming
 _PIECE = 1 << 30  # counts are C ints in many an MPI
 _unpack = HEAD.unpack_from
 
@@ -67,6 +68,7 @@ class MpiPlane:
         self.dead: set[int] = set()
         self._deliver = deliver
         self._bells = bells
+        self._probe = comm.Improbe
         self._byte = MPI.BYTE
         self._any = MPI.ANY_SOURCE
         self._failed = MPI.Exception
@@ -92,9 +94,8 @@ class MpiPlane:
             frame = b"".join([i[0] if isinstance(i, tuple) else i for i in items])
             buffers = _with_ends(items)
         try:
-            request = comm.Isend(frame, rank, FRAME)
-            if buffers or not request.Test():
-                sends.append((request, frame, rank, None))
+            # Not tested at once: that can be done while we wait for the answer.
+            sends.append((comm.Isend(frame, rank, FRAME), frame, rank, None))
             for buffer, end in buffers:
                 view = memoryview(buffer).cast("B")
                 for start in range(0, view.nbytes, _PIECE):
@@ -115,23 +116,24 @@ class MpiPlane:
 
     def poll(self) -> bool:
         """Receive what has arrived and complete what was sent; tell whether anything was."""
-        active = False
+        try:
+            message = self._probe(self._any, FRAME, self._status)
+        except self._failed:  # ULFM: some peer has died; which one, we hear from pid 1
+            self._acknowledge_failures()
+            message = None
+        if message is not None:
+            source, size = self._status.source, self._status.Get_count(self._byte)
+            frame = bytearray(size)
+            message.Recv(frame)
+            self._read(source, frame, size)
+            if len(self._sends) < _SENDS_MANY and not self._arriving:
+                return True
+        active = message is not None
         if self._sends and self._test_sends():
             active = True
         if self._arriving and self._test_arrivals():
             active = True
-        try:
-            message = self.comm.Improbe(self._any, FRAME, self._status)
-        except self._failed:  # ULFM: some peer has died; which one, we hear from pid 1
-            self._acknowledge_failures()
-            return active
-        if message is None:
-            return active
-        source, size = self._status.source, self._status.Get_count(self._byte)
-        frame = bytearray(size)
-        message.Recv(frame)
-        self._read(source, frame, size)
-        return True
+        return active
 
     def _read(self, source: int, frame: bytearray, size: int) -> None:
         peer = self.peers.get(source)

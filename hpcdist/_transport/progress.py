@@ -203,6 +203,19 @@ class Progress:
             if main:
                 self._leave_main()
 
+    def flush(self) -> None:
+        """Flush now; for a thread that waits next, and sees to all else then."""
+        if self._wheel.acquire(False):
+            main = _ident() == _MAIN
+            if main:
+                self._main_inside = True
+            try:
+                self._flush()
+            finally:
+                self._release()
+                if main:
+                    self._leave_main()
+
     def soon(self) -> None:
         """See to it that what was posted leaves within a tick."""
         if self._parked or self._helper_asleep:
@@ -340,7 +353,7 @@ class Progress:
                     return
             else:
                 active = False
-            if plane is None or looks & 3 == 0:
+            if plane is None or looks & 15 == 0:
                 for fd, events in poll_fds(0):
                     active = True
                     self._handle(fd, events)

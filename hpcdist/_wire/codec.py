@@ -18,7 +18,8 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _cloud
 
-from hpcdist._wire.frames import Buffer, blank
+from hpcdist._wire.blocks import blank
+from hpcdist._wire.frames import Buffer
 
 APART_MIN = 32 * 1024  # a smaller buffer is copied into the pickle: cheaper than a message
 _APART_MOST = 1000  # their sizes stand in the header

@@ -31,7 +31,6 @@ OUTCOME = 0x0F
 
 BODY_MAX = 64 * 1024  # a longer body travels as a buffer, so that frames stay small
 FRAME_MAX = 8 * 1024  # small messages are gathered up to this size
-_HUGE = 1 << 20
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 _SIZE = struct.Struct("<Q")
@@ -61,16 +60,3 @@ def pack(
 def sizes(body: bytes | bytearray | memoryview, count: int) -> list[int]:
     """Read the sizes of the buffers announced at the front of a body."""
     return [_SIZE.unpack_from(body, 8 * k)[0] for k in range(count)]
-
-
-def blank(size: int) -> Buffer:
-    """Make writable memory for a buffer that is about to arrive.
-
-    A fresh bytearray is zeroed page by page (2 GB/s); anonymous memory with huge pages is not
-    touched until the data lands in it (12 GB/s and more).
-    """
-    if size < _HUGE:
-        return bytearray(size)
-    block = mmap.mmap(-1, size)
-    block.madvise(mmap.MADV_HUGEPAGE)
-    return block
