@@ -1,1 +1,1 @@
-"""The figures of hpcdist, each against the raw MPI floor of the same run: `python -m benchmarks`."""
+"""The figures of hpcdist, each against the floor of the same run: `python -m benchmarks`."""

@@ -1,6 +1,6 @@
 """Measure, and print one table: every figure with the floor of the same run.
 
-    python -m benchmarks [--quick] [--only NAME] [--json FILE]
+python -m benchmarks [--quick] [--only NAME] [--json FILE]
 """
 
 import argparse
@@ -51,11 +51,14 @@ def main() -> int:
     """Run the drivers and print the table; 1 if a bound does not hold."""
     options = _options()
     mpi = mpi_flavour()
-    todo = [s for s in scenarios(mpi) if not options.only or options.only in s.name]
+    todo = [s for s in scenarios(mpi) if options.only in (None, s.name)]
     if not todo:
         names = ", ".join(s.name for s in scenarios(mpi))
         sys.exit(f"no scenario is called {options.only!r}; there are: {names}")
-    print(f"hpcdist with {mpi}, {len(os.sched_getaffinity(0))} cores\n")
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"hpcdist with {mpi}, {cores} cores, load {load:.1f} before\n")
+    if load > 0.5:
+        print("This machine is busy: ratios of what spins and p99 say little.\n")
     print(_line("", "value", "floor", "ratio", "bound", "aim", "holds"))
     results, broken = [], False
     for scenario in todo:
@@ -77,7 +80,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a third of the rounds")
-    parser.add_argument("--only", metavar="NAME", help="only scenarios with this in their name")
+    parser.add_argument("--only", metavar="NAME", help="one scenario only")
     parser.add_argument("--json", metavar="FILE", help="write the results there, too")
     return parser.parse_args()
 

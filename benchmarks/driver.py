@@ -1,4 +1,4 @@
-"""The measured programs: `python -m benchmarks.driver SCENARIO ROUNDS-FACTOR`.
+"""The measured programs: `python -m benchmarks.driver SCENARIO SCALE`.
 
 Each prints one line that starts with MARK: a JSON object of key to [value, floor].
 """
@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 from typing import Any
@@ -132,13 +131,10 @@ def time_channel(rc: Any, count: int) -> list[float]:
 def between() -> Figures:
     """Calls from one worker to another."""
     hpcdist = in_world()
-    from benchmarks import driver  # its functions by name: `noop` is a lambda of __main__ there
-
     samples = []
     for _ in rounds(15):
         raw = floor_between(2, 3, floor.ask, floor.answer, 2000)
         samples.append((hpcdist.remotecall_fetch(time_calls, 2, 3, 2000), raw))
-    del driver
     return both(samples)
 
 
@@ -274,11 +270,11 @@ def start_once() -> None:
     """One start; the process is a plain one, as a user's."""
     import hpcdist
 
-    begin = time.perf_counter()
+    begin = perf_counter()
     pids = hpcdist.addprocs(4)
     for future in [hpcdist.remotecall(os.getpid, p) for p in pids]:
         future.fetch()
-    print(time.perf_counter() - begin)
+    print(perf_counter() - begin)
 
 
 SCENARIOS: dict[str, Callable[[], Figures]] = {

@@ -176,10 +176,11 @@ def _paths_in_use(folder: Path) -> set[str]:
                     _, _, path = line.partition(prefix)
                     if path:
                         used.add(prefix + path.rstrip("\n"))
-            for entry in os.scandir(f"/proc/{os_pid}/fd"):
-                target = os.readlink(entry.path)
-                if target.startswith(prefix):
-                    used.add(target)
+            with os.scandir(f"/proc/{os_pid}/fd") as entries:
+                for entry in entries:
+                    target = os.readlink(entry.path)
+                    if target.startswith(prefix):
+                        used.add(target)
         except OSError:
             continue
     return used

@@ -12,20 +12,30 @@ from pathlib import Path
 
 from hpcdist._managers.launching import OPENMPI_ENV, Mpi, MpiNotFound, find_mpi, scrubbed
 
-_PROGRAM = Path(__file__).with_name("first.py")
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a wheel the examples lie inside the package, in a checkout with the documentation.
+_PLACES = (_PACKAGE / "_data" / "examples", _PACKAGE.parent / "docs" / "examples")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the program and return its exit code."""
     # A copy outside the package: tracebacks leave the package's own frames out.
     with tempfile.TemporaryDirectory(prefix="hpcdist-demo-") as folder:
-        program = shutil.copy(_PROGRAM, folder)
+        program = shutil.copy(_find("first.py"), folder)
         try:
             mpi = find_mpi()
         except MpiNotFound as exc:
             print(f"On plain processes, without MPI. {exc}\n")
             return _run_plainly(program, options.ranks - 1)
         return _run_ranks(program, options.ranks, mpi)
+
+
+def _find(name: str) -> Path:
+    for place in _PLACES:
+        if (place / name).is_file():
+            return place / name
+    places = " nor at ".join(map(str, _PLACES))
+    sys.exit(f"hpcdist demo: {name} is neither at {places}: install the package again")
 
 
 def _run_ranks(program: str, ranks: int, mpi: Mpi) -> int:
@@ -56,6 +66,6 @@ def _run_plainly(program: str, workers: int) -> int:
 
 def _python_path() -> str:
     """Let the program find the very hpcdist that runs the demo."""
-    here = str(_PROGRAM.parents[2])
+    here = str(_PACKAGE.parent)
     known = os.environ.get("PYTHONPATH")
     return f"{here}{os.pathsep}{known}" if known else here

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
-
-from hpcdist import __version__
 
 _Parser = argparse.ArgumentParser
 
@@ -53,7 +52,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         epilog="`hpcdist COMMAND --help` tells more. A program that calls hpcdist.init() also runs "
         "as `mpiexec -n N python driver.py`.",
     )
-    parser.add_argument("--version", action="version", version=f"hpcdist {__version__}")
+    parser.add_argument("--version", action="version", version=f"hpcdist {_version()}")
     # Not `required`: argparse would then complain about "command" before an unknown option.
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, (summary, description, epilog, arguments) in _COMMANDS.items():
@@ -72,6 +71,11 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     if options.command == "run":
         _check_run(commands.choices["run"], options)
     return options
+
+
+def _version() -> str:
+    version: str = sys.modules[__name__.partition(".")[0]].__version__
+    return version
 
 
 def _run_arguments(parser: _Parser) -> None:

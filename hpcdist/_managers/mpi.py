@@ -135,19 +135,23 @@ class _World:
     def close(self) -> None:
         """Forget this world, on this process."""
         progress = node.progress
-        for peer in node.peers.values():  # before the bells are gone: nothing is sent any more
-            peer.alive = False
+        ours = {p for p in node.peers if self.rank or p <= self.size}  # not workers added beside
+        for pid in ours:  # before the bells are gone: nothing is sent any more
+            node.peers[pid].alive = False
         progress.detach()
         progress.unregister(self.bells.socket.fileno())
         self.bells.close()
-        for peer in node.peers.values():
-            if peer.link is not None:
-                peer.link.close()
+        for pid in ours:
+            link = node.peers[pid].link
+            if link is not None:
+                link.close()
         for ident, waiter in list(node.pending.items()):
-            if waiter.where in node.peers:
+            if waiter.where in ours:
                 node.fail(ident, waiter)
-        node.peers.clear()
-        node.members.living.clear()
+        for pid in ours:
+            del node.peers[pid]
+            node.members.living.pop(pid, None)
+        node.members.living.pop(node.me, None)
         for pid in range(1, self.size + 1):  # a rank that was parked may be back in the next world
             node.members.gone.pop(pid, None)
         if self.first_here:
@@ -155,7 +159,6 @@ class _World:
 
 
 _world: _World | None = None
-_parked: set[int] = set()
 
 
 def inside_world() -> bool:

@@ -15,7 +15,7 @@ from hpcdist._managers.arrivals import reap
 from hpcdist._managers.base import ClusterManager, WorkerConfig
 from hpcdist._monitor import output
 from hpcdist._parallel.everywhere import replay
-from hpcdist._runtime.controls import DIED, INTERRUPT, JOINED, LEAVE, LEFT, WELCOME
+from hpcdist._runtime.controls import DIED, INTERRUPT, JOINED, LEAVE, LEFT, PARK, WELCOME
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
 from hpcdist._transport.link import Link
@@ -234,6 +234,7 @@ def dismiss(record: Record) -> None:
     tell_all(LEFT, record.pid, node.members.living)
     if record.parks:
         # A launcher that ends with any of its ranks: the rank sleeps and leaves with the world.
+        tell_all(PARK, None, [record.pid])
         interrupt_now(record)
         bury(record)
         return

@@ -21,7 +21,7 @@ from hpcdist._managers.processes import adopt_output
 from hpcdist._monitor import output
 from hpcdist._parallel import served  # noqa: F401  (registers its handlers)
 from hpcdist._remote import calls, remote_channels  # noqa: F401  (registers its handlers)
-from hpcdist._runtime.controls import DIED, JOINED, LEAVE, LEFT, STATUS, WELCOME
+from hpcdist._runtime.controls import DIED, JOINED, LEAVE, LEFT, PARK, STATUS, WELCOME
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
 from hpcdist._transport.bells import Bells
@@ -334,6 +334,11 @@ def _on_died(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
 @node.control(LEAVE)
 def _on_leave(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
     node.turns.stop()
+
+
+@node.control(PARK)
+def _on_park(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    node.turns.drop_queue()
 
 
 @node.control(STATUS)

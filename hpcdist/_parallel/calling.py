@@ -116,7 +116,14 @@ def _end(call: Call, value: Any, error: BaseException | None) -> None:
             break
         except KeyboardInterrupt:  # an interrupt that came too late for the function
             continue
-    if not node.turns.about_to_wait(call):
+    hurry(call)
+
+
+def hurry(call: Call) -> None:
+    """See that what a call has posted leaves."""
+    if node.turns.about_to_wait(call):
+        node.progress.flush()  # now, rather than when the wait has begun
+    else:
         node.progress.nudge()
 
 

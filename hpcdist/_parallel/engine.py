@@ -38,6 +38,7 @@ _AHEAD_KNOWN = 1 << 16  # the same for what is consumed by slicing: here it boun
 _PATIENCE = 4 * BUDGET  # an "auto" batch that takes this long has overrun
 _RERUNS = 2  # how often an item runs again after the death of its worker
 _LOOK_AGAIN = 0.002
+_UNANSWERED = 1.0
 _NEVER = float("inf")
 _now = time.monotonic
 
@@ -211,9 +212,10 @@ class Engine:
         _engines.discard(self)
         for lane in self._all_lanes():
             idents = [b.ident for b in reversed(lane.batches)]
-            for batch in lane.batches:
-                node.pending.pop(batch.ident, None)
+            for ident in (*idents, *lane.questions):
+                node.pending.pop(ident, None)
             lane.batches = []
+            lane.questions = []
             peer = node.peers.get(lane.pid)
             if lane.pid == node.me:
                 batches.take_back(None, node.me, True, idents)
@@ -273,8 +275,11 @@ class Engine:
             self._nobody_left()
             return
         hungry = False
+        rested = [lane for lane in lanes if lane.rests_until <= now]
+        for lane in lanes if len(rested) < len(lanes) else ():
+            self._look_at = min(self._look_at, max(lane.rests_until, now + _LOOK_AGAIN))
         for depth in range(IN_FLIGHT):
-            for lane in lanes:
+            for lane in rested or lanes:
                 if len(lane.batches) > depth or (lane.stuck and lane.batches):
                     continue
                 part = self._next_part(lane, len(lanes))
@@ -382,20 +387,22 @@ class Engine:
         for lane in self._lanes.values():
             if not lane.batches or lane.items < 2:
                 continue
-            overrun = self._auto and now - lane.since > _PATIENCE
-            if overrun:
-                lane.stuck = True
-            wanted = hungry or overrun
-            if not wanted and not self._auto:
+            age = now - lane.since
+            overrun = self._auto and age > _PATIENCE
+            lane.stuck = lane.stuck or overrun
+            if not (hungry or overrun):
+                if self._auto:
+                    self._look_at = min(self._look_at, lane.since + _PATIENCE + 0.001)
                 continue
-            ready_at = lane.asked + _LOOK_AGAIN if lane.asked else 0.0
-            expected = (lane.seconds or _NEVER) * lane.items
-            if not wanted:
-                self._look_at = min(self._look_at, lane.since + _PATIENCE + 0.001)
-            elif now < ready_at:
+            # What will be done in a moment is not worth asking for.
+            expected = lane.seconds * lane.items if lane.seconds is not None else 0.0
+            # A worker that does not know of batches yet never answers.
+            again = _UNANSWERED if lane.questions else 10 * _LOOK_AGAIN
+            ready_at = lane.asked + again if lane.asked else 0.0
+            if expected < 2 * LEAST:
+                ready_at = max(ready_at, lane.since + _LOOK_AGAIN)
+            if now < ready_at:
                 self._look_at = min(self._look_at, ready_at)
-            elif not overrun and expected < 2 * LEAST and now - lane.since < _LOOK_AGAIN:
-                self._look_at = min(self._look_at, now + _LOOK_AGAIN)
             else:
                 lane.asked = now
                 self._ask_back(lane, everything=overrun)
@@ -410,7 +417,8 @@ class Engine:
         if peer is None or not peer.alive:
             return
         ident = next(node.ids)
-        node.pending[ident] = Question(lane)
+        lane.questions.append(ident)
+        node.pending[ident] = Question(lane, ident)
         peer.control(TAKE_BACK, ident, pack_head((everything, idents)))
 
     def _handed_back(self, lane: Lane, taken: Sequence[tuple[int, int]]) -> None:
@@ -426,12 +434,16 @@ class Engine:
                 node.pending.pop(ident, None)
                 lane.batches.remove(batch)
             lane.asked = 0.0
+        if taken and not lane.batches:
+            lane.rest()
 
     # Filing what has happened
 
     def _file(self, what: Any) -> None:
         lane = what.lane
         if type(what) is Question:
+            if what.ident in lane.questions:
+                lane.questions.remove(what.ident)
             if what.error is None:
                 self._handed_back(lane, pickle.loads(what.value[1]))
             return
@@ -442,9 +454,7 @@ class Engine:
         if what.error is not None:
             self._file_death(what, first)
             return
-        now = _now()
-        lane.stuck = False
-        lane.asked = 0.0
+        lane.answered()
         flags, body, buffers = what.value
         outcome = flags & OUTCOME
         if outcome == FAILED:
@@ -468,7 +478,6 @@ class Engine:
             return
         results, error, seconds, on_board = answer
         lane.on_board = on_board
-        lane.since = now
         ran = len(results)
         if ran:
             lane.take_note(seconds / (ran + (error is not None)), nbytes / ran)

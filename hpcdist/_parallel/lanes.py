@@ -13,6 +13,7 @@ IN_FLIGHT = 2  # batches a lane holds
 _GROWTH = 64  # the most a batch grows at a time: items differ
 LEAST = 0.0002  # seconds of work for which a batch is not made smaller still
 _BYTES = 1 << 20  # arguments or results for which it is not made larger
+_REST, _REST_MOST = 0.01, 0.5
 _now = time.monotonic
 
 
@@ -40,10 +41,11 @@ class Batch:
 class Question:
     """A request to hand items back, in flight."""
 
-    __slots__ = ("error", "lane", "latch", "ready", "value", "where")
+    __slots__ = ("error", "ident", "lane", "latch", "ready", "value", "where")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, ident: int) -> None:
         self.lane = lane
+        self.ident = ident
         self.where = lane.pid
         self.ready = False
         self.latch: Any = None
@@ -65,7 +67,10 @@ class Lane:
         self.told = False  # it has been sent the function
         self.on_board = False  # it says on the board what it runs
         self.open = True  # it may be given more
-        self.asked = 0.0  # when items were last asked back
+        self.asked = 0.0  # when items were last asked back, in vain so far
+        self.questions: list[int] = []  # such requests that are not answered yet
+        self.rests_until = 0.0  # its worker is busy with something else: others go first
+        self._rest = _REST
         self.since = 0.0  # when its oldest batch became the one that runs
         self.stuck = False  # an item of its oldest batch takes long: nothing may wait behind it
         self.seconds: float | None = None  # an item takes
@@ -76,6 +81,18 @@ class Lane:
     def items(self) -> int:
         """How many items are in flight."""
         return sum(b.part.size for b in self.batches)
+
+    def rest(self) -> None:
+        """Get nothing for a while: what was sent has not been started."""
+        self.rests_until = _now() + self._rest
+        self._rest = min(2 * self._rest, _REST_MOST)
+
+    def answered(self) -> None:
+        """Take note that a batch has ended."""
+        self.since = _now()
+        self.stuck = False
+        self.asked = 0.0
+        self._rest = _REST
 
     def size(self, unit: int, left: int | None, lanes: int, seconds: float | None) -> int:
         """How many items its next batch has.

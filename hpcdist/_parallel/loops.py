@@ -114,7 +114,7 @@ def _payloads(
     """Pack a loop: the same for all where the range says it all, else each with its part."""
     head = (shipping.ship(body), None if op is None else shipping.ship(op), chunked)
     if type(items) is range:
-        common = codec.dumps((*head, items, count))
+        common = shipping.pack((*head, items, count), head[:2])
         return common, lambda _: common
     sizes = trees.shares(len(items), count)
     ends = list(accumulate(sizes))

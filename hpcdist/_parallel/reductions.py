@@ -11,7 +11,7 @@ from typing import Any
 from hpcdist import _errors
 from hpcdist._errors import CompositeException
 from hpcdist._parallel import shipping, trees
-from hpcdist._parallel.calling import in_user, result_of
+from hpcdist._parallel.calling import hurry, in_user, result_of
 from hpcdist._parallel.trees import DEAD, FAILED, OK, REDUCE, Job, Outcome, Root
 from hpcdist._runtime import references
 from hpcdist._runtime.node import node
@@ -192,7 +192,7 @@ def _run(call: Call) -> None:
             failures.append(_failure(job, exc))
     if failures:
         job.fail(failures)
-        node.progress.nudge()
+        hurry(call)
     else:
         _hand_up(call, parcel, ours)
 
@@ -223,8 +223,7 @@ def _hand_up(call: Call, parcel: Payload, ours: bool) -> None:
         held = Slot()
         job.through = lambda: node.progress.complete(held)
     job.done(OK, *outgoing(parcel, job.above[0]))
-    if not node.turns.about_to_wait(call):
-        node.progress.nudge()
+    hurry(call)
     while held is not None and not held.ready:
         try:
             node.progress.wait(held)

@@ -185,9 +185,12 @@ class Sealed:
 class _Failed:
     """What a member returns instead of a result."""
 
-    def __init__(self, error: bytes, consequence: bool) -> None:
+    def __init__(self, error: bytes, consequence: bool, from_mpi: bool = False) -> None:
         self.error = error
         self.consequence = consequence  # of another member's failure
+        # MPI said so: after another member's failure, a consequence too. A revoked communicator
+        # may give any error class (Open MPI 5.0.11: ERR_OTHER), and before we are told.
+        self.from_mpi = from_mpi
 
 
 # Telling
@@ -303,12 +306,14 @@ class _Caller:
         if slot.error is not None:
             raise slot.error
         culprit, killed, grace = pickle.loads(slot.value[1])
+        first = self._outcomes.get(culprit)
+        by_itself = not (isinstance(first, _Failed) and (first.consequence or first.from_mpi))
         own: list[Exception] = []
         drawn: dict[int, Exception] = {}
         for pid in self.members:
             outcome = self._outcomes[pid]
             if isinstance(outcome, _Failed):
-                if outcome.consequence:
+                if outcome.consequence or (outcome.from_mpi and by_itself and pid != culprit):
                     drawn[pid] = _errors.decode_error(outcome.error)
                 else:
                     own.append(_errors.decode_error(outcome.error))
@@ -385,7 +390,7 @@ def run_member(number: int, pids: Sequence[int], sealed: Sealed) -> Any:
         return value
     except BaseException as exc:  # the edge of a call: it belongs to the caller
         consequence = run.freed or _is_consequence(exc)
-        return _Failed(_encoded(exc), consequence)
+        return _Failed(_encoded(exc), consequence, _is_from_mpi(exc))
     finally:
         if failed:
             # Somebody may still be sending in it, and what was sent may never be received. Not
@@ -461,21 +466,29 @@ def _encoded(exc: BaseException) -> bytes:
     return _errors.encode_error(exc, node.me)
 
 
+def _mpi_error(exc: BaseException | None) -> Any:
+    """Find MPI's exception in an error, or in what led to it."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    for _ in range(20):
+        if mpi is None or exc is None or isinstance(exc, mpi.Exception):
+            return exc if mpi is not None else None
+        exc = exc.__cause__ or exc.__context__
+    return None
+
+
+def _is_from_mpi(exc: BaseException) -> bool:
+    return _mpi_error(exc) is not None
+
+
 def _is_consequence(exc: BaseException) -> bool:
     """Tell whether an error says that another process has failed: MPI's own words for it."""
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is None:
+    found = _mpi_error(exc)
+    if found is None:
         return False
+    mpi = sys.modules["mpi4py.MPI"]
     names = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
     classes = {getattr(mpi, name, None) for name in names} - {None, mpi.ERR_UNKNOWN}
-    seen: BaseException | None = exc
-    for _ in range(20):
-        if isinstance(seen, mpi.Exception) and seen.Get_error_class() in classes:
-            return True
-        if seen is None:
-            return False
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return found.Get_error_class() in classes
 
 
 def _forget_the_dead(pid: int) -> None:

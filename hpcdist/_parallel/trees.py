@@ -24,7 +24,7 @@ from typing import Any
 from hpcdist._errors import ProcessExitedException
 from hpcdist._runtime import references
 from hpcdist._runtime.controls import DOWN, UP
-from hpcdist._runtime.node import node, pack_head, unpack_head
+from hpcdist._runtime.node import node
 from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire.codec import Payload
@@ -270,10 +270,10 @@ class Root(Job):
         self.expect(branches)
         me = (node.me, -1)
         todo = [(branch, me) for branch in branches]
-        while todo:
-            branch, above = todo.pop()
-            self.tell(branch, payloads(branch[0]), above=above, forwards=False)
+        for branch, _ in todo:
             todo += [(sub, (branch[1], branch[0])) for sub in branch[2]]
+        for branch, above in reversed(todo):  # who waits for others hears last
+            self.tell(branch, payloads(branch[0]), above=above, forwards=False)
         node.progress.nudge()
 
     def expect(self, branches: Sequence[Branch]) -> None:
@@ -298,16 +298,9 @@ class Root(Job):
             for pid in whom:
                 listed = references.announce(parcel.refs, pid)
             body = listed + body
-        alive = hand_down(
-            self.key[:2],
-            self.kind,
-            branch,
-            above or (node.me, -1),
-            (forwards, self.combines, bool(parcel.refs), _oldest()),
-            body,
-            parcel.buffers,
-        )
-        if not alive:
+        facts = (self.key[0], self.key[1], self.kind, forwards, self.combines, bool(parcel.refs))
+        above = above or (node.me, -1)
+        if not hand_down(facts, branch, above, _oldest(), body, parcel.buffers):
             self.lose(branch[0])
 
     def wait(self, timeout: float | None = None) -> dict[int, tuple[int, Any, Sequence[Buffer], bool]]:
@@ -369,31 +362,34 @@ class Root(Job):
 
 def _oldest() -> int:
     """The number of our oldest job under way: what others keep of older ones they may drop."""
-    mine = [key[1] for key in list(_jobs) if key[0] == node.me and key[2] == -1]
-    return min(mine, default=0)
+    return min([key[1] for key in list(_jobs) if key[0] == node.me and key[2] == -1], default=0)
+
+
+# Of a job: root, number, kind, whether it is handed on, combines, has references in its payload.
+Facts = tuple[int, int, int, bool, bool, bool]
 
 
 def hand_down(
-    key: tuple[int, int],
-    kind: int,
+    facts: Facts,
     branch: Branch,
     above: tuple[int, int],
-    facts: tuple[bool, bool, bool, int],
+    oldest: int,
     body: Any,
     buffers: Sequence[Buffer],
 ) -> bool:
     """Send work to the first of a branch; tell whether it is alive."""
-    head = pack_head((key, kind, branch, above, facts), bytes(body))
-    return send(branch[1], DOWN, head, buffers)
+    data = pickle.dumps((facts, branch, above, oldest, bytes(body)), 5)
+    return send(branch[1], DOWN, data, buffers)
 
 
 @node.control(DOWN)
 def _on_down(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    (key, kind, branch, above, facts), body = unpack_head(body)
+    facts, branch, above, oldest, rest = pickle.loads(body)
+    root, number, kind, forwards, combines, with_refs = facts
     position, _, branches = branch
-    forwards, combines, with_refs, oldest = facts
-    _drop_old(key[0], oldest)
-    place = (*key, position)
+    if len(_jobs) > 1:
+        _drop_old(root, oldest)
+    place = (root, number, position)
     known = _jobs.get(place)
     job = known or Job(place, branches, above, combines)
     with _lock:
@@ -405,7 +401,7 @@ def _on_down(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
             known.waiting = {branch[0]: branch for branch in branches}
     for sub in branches:
         if forwards:
-            alive = hand_down(key, kind, sub, (node.me, position), facts, body, buffers)
+            alive = hand_down(facts, sub, (node.me, position), oldest, rest, buffers)
         else:
             alive = sub[1] not in node.members.gone
         if not alive:
@@ -417,16 +413,14 @@ def _on_down(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
     else:
         refs: Any = ()
         if with_refs:
-            refs, body = references.arrive(body)
-        starters[kind](job, body, buffers, refs)
-    node.progress.soon()
+            refs, rest = references.arrive(rest)
+        starters[kind](job, rest, buffers, refs)
 
 
 def _drop_old(root: int, oldest: int) -> None:
-    if len(_jobs) > 1:
-        with _lock:
-            for key in [k for k, j in _jobs.items() if k[0] == root and k[1] < oldest and j.ended]:
-                del _jobs[key]
+    with _lock:
+        for key in [k for k, j in _jobs.items() if k[0] == root and k[1] < oldest and j.ended]:
+            del _jobs[key]
 
 
 @node.control(UP)

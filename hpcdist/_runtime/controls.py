@@ -14,6 +14,7 @@ DIED = 23  # pid 1 to workers: (pid, why, host, stderr)
 LEAVE = 24  # pid 1 to a worker: end
 OUTPUT = 25  # a worker to pid 1: (descriptor, text)
 STATUS = 26
+PARK = 27  # pid 1 to a rank that leaves before its world can: run nothing more
 POOL = 30  # an operation on a worker pool: (pool, name, argument)
 TAKE_BACK = 31  # items of batches that have not started: (all or half, ids of the batches)
 FORGET = 32  # functions kept for `pmap` or a CachingPool: (tokens, ids of batches)

@@ -120,6 +120,11 @@ class Turns:
                     return True
         return False
 
+    def drop_queue(self) -> None:
+        """Forget the calls that have not started: nobody waits for them any more."""
+        with self._lock:
+            self._queue.clear()
+
     def is_queued(self, peer: Any, ident: int) -> bool:
         """Tell whether a call has not started."""
         with self._lock:

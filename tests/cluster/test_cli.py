@@ -143,7 +143,7 @@ def test_a_number_for_init_counts_where_nobody_else_said_one(launched: Launched,
 
 
 def test_the_first_program_of_the_readme(launched: Launched, way: str) -> None:
-    code, out, err = launched((ROOT / "hpcdist" / "_cli" / "first.py").read_text())
+    code, out, err = launched((ROOT / "docs" / "examples" / "first.py").read_text())
     pids = [2, 3, 4] if workers_of(way) == [1] else workers_of(way)
     assert code == 0, err
     assert "3.1415926536" in out

@@ -81,7 +81,7 @@ def test_the_readme_shows_the_program_of_the_demo() -> None:
     text = (ROOT / "README.md").read_text()
     shown = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert shown is not None
-    assert shown[1] == (ROOT / "hpcdist" / "_cli" / "first.py").read_text()
+    assert shown[1] == (ROOT / "docs" / "examples" / "first.py").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
