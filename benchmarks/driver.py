@@ -243,9 +243,7 @@ def start() -> Figures:
             timeout=60,
         )
         ours.append(float(done.stdout.split()[-1]))
-    ordered = sorted(ours), sorted(bare)
-    third = max(1, len(ours) // 3)
-    return {"start": Pair(*(sum(o[:third]) / third for o in ordered))}
+    return {"start": best_third([Pair(o, b) for o, b in zip(ours, bare, strict=True)])}
 
 
 def time_bare_start() -> float:

@@ -1,7 +1,8 @@
 """From rounds of measured pairs to one figure.
 
 A machine with neighbours adds to every time and takes from none, so the better third of the
-rounds says what the code costs. Rounds are ordered by the ratio of ours to the floor beside it.
+rounds says what the code costs. The third is chosen for ours and for the floor apart: chosen by
+their ratio, the rounds in which a neighbour disturbed the floor would win.
 """
 
 from collections.abc import Sequence
@@ -28,9 +29,10 @@ class Pair:
 
 
 def best_third(pairs: Sequence[Pair], more_is_better: bool = False) -> Pair:
-    """Average the third of the rounds that did best against their floor."""
-    ordered = sorted(pairs, key=lambda p: p.ours / p.floor, reverse=more_is_better)
-    chosen = ordered[: max(1, len(ordered) // 3)]
-    return Pair(
-        sum(p.ours for p in chosen) / len(chosen), sum(p.floor for p in chosen) / len(chosen)
-    )
+    """Average the better third of ours, and that of the floors."""
+
+    def mean(values: list[float]) -> float:
+        chosen = sorted(values, reverse=more_is_better)[: max(1, len(values) // 3)]
+        return sum(chosen) / len(chosen)
+
+    return Pair(mean([p.ours for p in pairs]), mean([p.floor for p in pairs]))

@@ -291,7 +291,7 @@ class Executor(_StandardExecutor):
 
     def _arrived(self, pid: int, task: _Task, call: RemoteFuture) -> None:
         """Take note that a task has ended. Called by the driver: no user code, no pickling."""
-        simple = call.error is None and call.has_plain_value and not task.future._done_callbacks
+        simple = call.error is None and call.has_plain_value and not task.future.has_callbacks
         if simple and not self._queue:
             self._settle(pid, task, call.raw(), dispatch=False)
             if not self._queue:

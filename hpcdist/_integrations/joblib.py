@@ -75,8 +75,9 @@ class _Backend:
         """Get ready for one `Parallel`."""
         given = getattr(self, "backend_kwargs", {})
         self.parallel = parallel
+        pool = pool if pool is not None else given.get("pool")
         count = self.effective_n_jobs(n_jobs)
-        self._executor = Executor(pool if pool is not None else given.get("pool"), max_workers=count)
+        self._executor = Executor(pool, max_workers=count)
         return count
 
     def submit(self, func: Any, callback: Any = None) -> Any:

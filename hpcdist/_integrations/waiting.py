@@ -30,6 +30,11 @@ class TaskFuture(Future[Any]):
         self._waiters: Any = _Waiters()
         self._payload: Any = _NOTHING
 
+    @property
+    def has_callbacks(self) -> bool:
+        """Whether somebody's code is to be called at its end."""
+        return bool(self._done_callbacks)  # type: ignore[attr-defined]
+
     def deliver(self, payload: Any) -> None:
         """Set the result, still pickled."""
         self._payload = payload

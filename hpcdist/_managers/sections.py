@@ -94,9 +94,9 @@ def _refusal(pids: Sequence[int]) -> Exception | None:
             return ValueError(f"no process with id {pid} exists")
         world = _world_of(pid)
         if world is None and list(pids) != [1]:
+            why = "" if pid == 1 else ": its isolation is 'process', or its manager starts no MPI"
             return ValueError(
-                f"spmd needs workers that share an MPI world, and process {pid} is in none"
-                + ("" if pid == 1 else " (its isolation is 'process', or its manager starts no MPI)")
+                f"spmd needs workers of an MPI world, and process {pid} is in none{why}"
             )
         worlds.setdefault(world, []).append(pid)
     if len(worlds) > 1:

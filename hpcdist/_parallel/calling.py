@@ -36,9 +36,7 @@ class CallOnMany:
         parcel = shipping.pack_call(f, args, kw)
         body = (_ASYNC if shipping.is_async(f) else b"-") + parcel.body
         shape = trees.fan if node.topology == "all_to_all" else trees.flat
-        self._root.begin(
-            Payload(body, parcel.buffers, parcel.refs), shape(pids, range(len(pids)))
-        )
+        self._root.begin(Payload(body, parcel.buffers, parcel.refs), shape(pids, range(len(pids))))
 
     def results(self) -> list[Any]:
         """Wait for all; return results and errors (instances of HpcdistError) by position."""

@@ -49,7 +49,9 @@ class Everywhere:
         self._run(define, (what.__name__, what), pids, later)
         return what
 
-    def call(self, f: Callable[..., Any], /, *args: Any, pids: Any = None, **kw: Any) -> dict[int, Any]:
+    def call(
+        self, f: Callable[..., Any], /, *args: Any, pids: Any = None, **kw: Any
+    ) -> dict[int, Any]:
         """Call a function on every process and return its results by pid."""
         return dict(_gather(f, args, kw, _listed(pids)))
 

@@ -20,7 +20,11 @@ from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import Buffer
 
 _NOTHING = object()
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))  # in order, but not indexable
+_VIEWS: tuple[type, ...] = (
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)  # in order, but not indexable
 _LAST_CALL = 1.0  # how long the program's end waits for loops that nobody has waited for
 
 
@@ -90,7 +94,9 @@ def _sequence(r: Any) -> Any:
     if isinstance(r, _VIEWS):
         return list(r)
     if isinstance(r, Set | Mapping) or not (hasattr(r, "__getitem__") and hasattr(r, "__len__")):
-        raise TypeError(f"a loop needs a sequence, whose items have an order, not {type(r).__name__}")
+        raise TypeError(
+            f"a loop needs a sequence, whose items have an order, not {type(r).__name__}"
+        )
     return r
 
 
@@ -170,9 +176,7 @@ class LoopHandle:
         if common is not None and node.topology == "all_to_all":
             self._root.begin(common, trees.fan(self.pids, range(count)))
         else:
-            self._root.begin_flat(
-                lambda k: payloads(k).own(), trees.flat(self.pids, range(count))
-            )
+            self._root.begin_flat(lambda k: payloads(k).own(), trees.flat(self.pids, range(count)))
 
     def __repr__(self) -> str:
         return f"<LoopHandle on {self.pids}: {'done' if self.done() else 'running'}>"

@@ -40,7 +40,9 @@ _IN_PLACE: dict[Any, str] = {
 _UFUNCS = {"add", "multiply", "maximum", "minimum", "fmax", "fmin", "bitwise_and", "bitwise_or"}
 
 
-def reduce(op: Callable[[Any, Any], Any], f: Callable[..., Any], /, *args: Any, pids: Any = None) -> Any:
+def reduce(
+    op: Callable[[Any, Any], Any], f: Callable[..., Any], /, *args: Any, pids: Any = None
+) -> Any:
     """Call `f(*args)` on each process and combine the results with `op` on the way back.
 
     Args:
@@ -119,9 +121,7 @@ def run(
 def raise_failures(outcomes: dict[int, Any], message: str) -> None:
     """Raise what went wrong, if anything did: one error by itself, several together."""
     found = [
-        result_of(outcome).error
-        for outcome in outcomes.values()
-        if outcome[0] in (FAILED, DEAD)
+        result_of(outcome).error for outcome in outcomes.values() if outcome[0] in (FAILED, DEAD)
     ]
     if len(found) > 1:
         raise CompositeException(message, found)
@@ -253,5 +253,3 @@ def _in_place(numpy: Any, op: Any) -> Any:
     if isinstance(op, numpy.ufunc) and op.__name__ in _UFUNCS:
         return op
     return None
-
-

@@ -15,15 +15,17 @@ import os
 import pickle
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from hpcdist import _errors
-from hpcdist._errors import CompositeException, ProcessExitedException, RemoteException
+from hpcdist._errors import CompositeException, ProcessExitedException
+from hpcdist._parallel.watching import Doing, look_at
 from hpcdist._remote.calls import remotecall
-from hpcdist._remote.futures import Future, cell_of
+from hpcdist._remote.cells import cell_of
+from hpcdist._remote.futures import Future
 from hpcdist._runtime.controls import (
     SECTION_DIE,
     SECTION_ENTER,
@@ -43,10 +45,6 @@ from hpcdist._wire.frames import FAILED, OK, OUTCOME, Buffer
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_LOOK_FOR = 1.0  # seconds a thread is watched before it counts as stuck
-_LOOK_EVERY = 0.05
-_ASLEEP = 0.03  # share of a core below which a thread sleeps: one that waits inside MPI spins
-_OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _ident = threading.get_ident
 
 
@@ -119,12 +117,13 @@ def comm() -> MPI.Intracomm:
     """
     run = _run_here()
     if run is None:
-        raise RuntimeError("comm() is for functions that spmd() runs; this code does not run in one")
+        raise RuntimeError("comm() is for functions that spmd() runs, and this code is in none")
     if run.comm is None:  # process 1 on its own: MPI starts only if it is wanted
         from mpi4py import MPI
 
         run.comm = MPI.COMM_SELF
-    return run.comm
+    found: MPI.Intracomm = run.comm
+    return found
 
 
 def _listed(pids: Any) -> list[int]:
@@ -236,8 +235,10 @@ class _Caller:
         self.members = members
         self.number = 0
         self._sealed: Sealed | None = sealed
+        self._calls: dict[int, Future] = {}
         self._outcomes: dict[int, Any] = {}
-        self._lock = threading.Lock()  # guards the outcomes
+        self._left = len(members)
+        self._lock = threading.Lock()  # guards the count
         # what node.complete expects of something that is waited for
         self.ready = False
         self.latch: Any = None
@@ -266,30 +267,44 @@ class _Caller:
         for pid in self.members:
             try:
                 future = remotecall(run_member, pid, self.number, self.members, sealed)
-            except Exception as exc:  # the worker has died since, or unpickling by a self call
-                self._settle(pid, exc)
+            except Exception as exc:  # the worker has died since
+                self._outcomes[pid] = exc
+                self._one_less(pid, failed=True)
                 continue
-            future.add_done_callback(lambda fut, pid=pid: self._one_ended(pid, fut))
+            self._calls[pid] = future
+            hook = partial(self._member_ended, pid, future)
+            if not future._hook(hook):
+                hook()
 
-    def _one_ended(self, pid: int, future: Any) -> None:
-        try:
-            outcome = future.fetch()
-        except Exception as exc:  # whatever the member's end was, the result says
-            outcome = exc
-        self._settle(pid, outcome)
+    def _member_ended(self, pid: int, future: Future) -> None:
+        """Count. Called by the driver: what came is looked at elsewhere."""
+        self._one_less(pid, future.error is not None or future._outcome() == FAILED)
 
-    def _settle(self, pid: int, outcome: Any) -> None:
+    def _one_less(self, pid: int, failed: bool) -> None:
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            node.turns.background(self._finish)
+        elif failed:
+            node.turns.background(lambda: self._outcome_of(pid))
+
+    def _outcome_of(self, pid: int) -> Any:
+        if pid not in self._outcomes:
+            try:
+                outcome = self._calls[pid].fetch()
+            except Exception as exc:  # whatever the member's end was, the result says
+                outcome = exc
+            self._outcomes[pid] = outcome
+        outcome = self._outcomes[pid]
         if isinstance(outcome, Exception) and not isinstance(outcome, ProcessExitedException):
             # It failed before it came to the gate, or its result did not travel.
             tell(1, SECTION_OVER, (self.number, pid, True))
-        with self._lock:
-            self._outcomes[pid] = outcome
-            last = len(self._outcomes) == len(self.members)
-        if last:
-            self._finish()
+        return outcome
 
     def _finish(self) -> None:
-        outcomes = [self._outcomes[pid] for pid in self.members]
+        outcomes = [self._outcome_of(pid) for pid in self.members]
+        self._calls.clear()
         if not any(isinstance(o, (_Failed, Exception)) for o in outcomes):
             self.future.put(outcomes)
             return
@@ -460,7 +475,8 @@ def _encoded(exc: BaseException) -> bytes:
     call = _current_call()
     peer = call.peer if call is not None else None
     mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and isinstance(exc, mpi.Exception) and peer is not None and peer.plane is None:
+    by_link = peer is not None and peer.plane is None
+    if by_link and mpi is not None and isinstance(exc, mpi.Exception):
         stand_in = _errors.RemoteCause("mpi4py.MPI.Exception", f"mpi4py.MPI.Exception: {exc}")
         return _errors.encode_error(stand_in.with_traceback(exc.__traceback__), node.me)
     return _errors.encode_error(exc, node.me)
@@ -529,47 +545,12 @@ def _free(run: Run) -> None:
         except Exception:  # MPICH: not implemented; others: as they like. Then we are killed
             pass
     while run.number in _runs:
-        state = _look_at(run)
-        if state == "in MPI":
+        state = look_at(run.thread, run.native, lambda: run.number in _runs)
+        if state is Doing.C_CODE:
             tell(1, SECTION_STUCK, (run.number, True))
             return
-        if state == "waiting" and run.number in _runs:
+        if state is Doing.OUR_WAIT and run.number in _runs:
             node.progress.interrupt(run.thread)
-
-
-def _look_at(run: Run) -> str:
-    """Find out what the thread of a section does, by watching it for a moment.
-
-    Inside one call into C all the time, and using the processor: it waits in MPI, which spins. (Or
-    it computes there; the two cannot be told apart.) In a wait of ours: "waiting".
-    """
-    start, cpu = time.monotonic(), _cpu_time(run.native)
-    first = _position(run.thread)
-    while time.monotonic() - start < _LOOK_FOR:
-        time.sleep(_LOOK_EVERY)
-        if run.number not in _runs or _position(run.thread) != first:
-            return "running"
-    call = node.turns.calls.get(run.thread)
-    if call is not None and call.waits:
-        return "waiting"
-    used = _cpu_time(run.native) - cpu
-    return "in MPI" if used > _ASLEEP * (time.monotonic() - start) else "asleep"
-
-
-def _position(thread: int) -> tuple[int, int] | None:
-    frame = sys._current_frames().get(thread)
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FOLDER):
-        frame = frame.f_back  # our own waits loop
-    return (id(frame), frame.f_lasti) if frame is not None else None
-
-
-def _cpu_time(native: int) -> float:
-    try:
-        with open(f"/proc/self/task/{native}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime, stime
 
 
 @node.control(SECTION_DIE)

@@ -150,7 +150,9 @@ class Job:
         if combines or above is None:
             self.slots = {branch[0]: Slot(branch[1]) for branch in branches}
 
-    def done(self, status: int, body: bytes, buffers: Sequence[Buffer] = (), refs: bool = False) -> None:
+    def done(
+        self, status: int, body: bytes, buffers: Sequence[Buffer] = (), refs: bool = False
+    ) -> None:
         """Take in the outcome of our own share."""
         with _lock:
             self.outcomes.append((self.key[2], status, body, len(buffers), refs))
@@ -303,7 +305,9 @@ class Root(Job):
         if not hand_down(facts, branch, above, _oldest(), body, parcel.buffers):
             self.lose(branch[0])
 
-    def wait(self, timeout: float | None = None) -> dict[int, tuple[int, Any, Sequence[Buffer], bool]]:
+    def wait(
+        self, timeout: float | None = None
+    ) -> dict[int, tuple[int, Any, Sequence[Buffer], bool]]:
         """Wait for all outcomes; return them by position, as (how, what, buffers, with refs)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:

@@ -9,7 +9,8 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from hpcdist import _errors
-from hpcdist._remote.futures import Future, send_outcome, settle
+from hpcdist._remote.cells import send_outcome, settle
+from hpcdist._remote.futures import Future
 from hpcdist._runtime import references
 from hpcdist._runtime.controls import INTERRUPT
 from hpcdist._runtime.node import node
@@ -74,7 +75,8 @@ def remotecall(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any) -> F
         6
     """
     if type(where) is not int and isinstance(where, Lender):
-        return where._hpcdist_lend(remotecall, f, args, kw)
+        lent: Future = where._hpcdist_lend(remotecall, f, args, kw)
+        return lent
     pid = where if type(where) is int else _resolve(where)
     ident = next(node.ids)
     future = Future._of_call(pid, ident)

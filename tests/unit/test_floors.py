@@ -23,8 +23,8 @@ FLOORS = {
     "_remote": 5,
     "_parallel": 6,
     "_managers": 7,
+    "_monitor": 6,
     "_integrations": 8,
-    "_monitor": 8,
     "_cli": 9,
     # The façade holds the public names, the other starts the command line.
     "__init__": 10,

@@ -1,0 +1,24 @@
+"""The examples of loops and trees run by themselves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+
+
+@pytest.mark.parametrize("ranks", [None, 3], ids=["alone", "under mpiexec"])
+def test_leibniz(ranks: int | None, script: Callable[..., Any]) -> None:
+    finished = script((EXAMPLES / "leibniz.py").read_text(), ranks=ranks)
+    assert (finished.rc, finished.err) == (0, "")
+    assert finished.out == f"{4 if ranks is None else 2} workers: pi is about 3.141592\n"
+
+
+def test_word_count(script: Callable[..., Any]) -> None:
+    finished = script((EXAMPLES / "wordcount.py").read_text())
+    assert (finished.rc, finished.err) == (0, "")
+    lines = [line.split() for line in finished.out.splitlines()]
+    assert len(lines) == 3
+    assert all(18_000 < int(n) < 19_500 for _, n in lines)
