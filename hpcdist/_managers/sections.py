@@ -48,6 +48,7 @@ class Section:
         self.comms: set[int] = set()  # the communicators that members have kept
         self.started = False
         self.culprit = 0
+        self.reason = ""  # how it failed
         self.killed: set[int] = set()
         self.answered: set[int] = set()  # members that have heard that they are to leave
         self.admitted: Any = None  # called once it may enter
@@ -166,10 +167,10 @@ def _on_over(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
             _end_of(section, pid, failed)
 
 
-def _end_of(section: Section, pid: int, failed: bool) -> None:
+def _end_of(section: Section, pid: int, failed: str) -> None:
     section.states[pid] = OVER
     if failed and pid not in section.killed:
-        _break(section, pid)
+        _break(section, pid, failed)
     if all(state == OVER for state in section.states.values()):
         del _active[section.number]
         if section.culprit:
@@ -179,11 +180,11 @@ def _end_of(section: Section, pid: int, failed: bool) -> None:
         _admit()
 
 
-def _break(section: Section, culprit: int) -> None:
+def _break(section: Section, culprit: int, reason: str) -> None:
     """A member has failed: who waits at the gate goes home, who is inside gets some time."""
     if section.culprit:
         return
-    section.culprit = culprit
+    section.culprit, section.reason = culprit, reason
     if section.started:
         node.progress.call_later(section.grace, lambda: _free(section))
         return
@@ -239,7 +240,7 @@ def _kill(section: Section, pid: int) -> None:
     section.killed.add(pid)
     text = (
         f"spmd: process {pid} is still inside MPI {section.grace:g} s after process "
-        f"{section.culprit} failed, and is killed"
+        f"{section.culprit} failed ({section.reason}), and is killed"
     )
     _log.log("info", text)
     record = roster.book.get(pid)
@@ -266,7 +267,7 @@ def _on_death(dead: int) -> None:
                 section.admitted(FAILED, node.members.death(dead))
         for section in list(_active.values()):
             if dead in section.states and section.states[dead] != OVER:
-                _end_of(section, dead, True)
+                _end_of(section, dead, "it died")
             if section.caller == dead and section.number in _active:
                 _abandon(section)
         _admit()
@@ -276,10 +277,10 @@ def _abandon(section: Section) -> None:
     """The caller is dead: members it has not called will not come."""
     if section.started:
         return
-    _break(section, section.caller)
+    _break(section, section.caller, "the caller died")
     for pid, state in list(section.states.items()):
         if state == COMING and section.number in _active:
-            _end_of(section, pid, False)
+            _end_of(section, pid, "")
 
 
 node.on_death.append(_on_death)

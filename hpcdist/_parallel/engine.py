@@ -385,28 +385,32 @@ class Engine:
         if len(lanes) < 2:
             return
         for lane in self._lanes.values():
-            if not lane.batches or lane.items < 2:
+            if not lane.batches:
                 continue
-            age = now - lane.since
-            overrun = self._auto and age > _PATIENCE
+            age, single = now - lane.since, lane.items < 2
+            overrun = self._auto and age > _PATIENCE and not single
             lane.stuck = lane.stuck or overrun
             if not (hungry or overrun):
                 if self._auto:
                     self._look_at = min(self._look_at, lane.since + _PATIENCE + 0.001)
                 continue
-            # What will be done in a moment is not worth asking for.
+            # What will be done in a moment is not worth asking for. A single item runs already,
+            # unless its worker is busy with something else.
             expected = lane.seconds * lane.items if lane.seconds is not None else 0.0
-            # A worker that does not know of batches yet never answers.
-            again = _UNANSWERED if lane.questions else 10 * _LOOK_AGAIN
-            ready_at = lane.asked + again if lane.asked else 0.0
-            if expected < 2 * LEAST:
-                ready_at = max(ready_at, lane.since + _LOOK_AGAIN)
-            if now < ready_at:
-                self._look_at = min(self._look_at, ready_at)
-            else:
+            ready_at = 0.0
+            if single:
+                ready_at = lane.since + _PATIENCE
+            elif expected < 2 * LEAST:
+                ready_at = lane.since + _LOOK_AGAIN
+            if lane.asked:
+                # A worker that does not know of batches yet never answers.
+                pause = _PATIENCE * 2 ** min(lane.vain, 5)
+                ready_at = max(ready_at, lane.asked + (_UNANSWERED if lane.questions else pause))
+            if now >= ready_at:
                 lane.asked = now
                 self._ask_back(lane, everything=overrun)
-                self._look_at = min(self._look_at, now + 10 * _LOOK_AGAIN)
+                ready_at = now + _PATIENCE
+            self._look_at = min(self._look_at, ready_at)
 
     def _ask_back(self, lane: Lane, everything: bool) -> None:
         idents = [b.ident for b in reversed(lane.batches)]
@@ -433,9 +437,12 @@ class Engine:
             if count < 0:
                 node.pending.pop(ident, None)
                 lane.batches.remove(batch)
-            lane.asked = 0.0
-        if taken and not lane.batches:
-            lane.rest()
+        if taken:
+            lane.asked, lane.vain = 0.0, 0
+            if not lane.batches:
+                lane.rest()
+        else:
+            lane.vain += 1
 
     # Filing what has happened
 

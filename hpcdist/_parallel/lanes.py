@@ -67,7 +67,8 @@ class Lane:
         self.told = False  # it has been sent the function
         self.on_board = False  # it says on the board what it runs
         self.open = True  # it may be given more
-        self.asked = 0.0  # when items were last asked back, in vain so far
+        self.asked = 0.0  # when items were last asked back
+        self.vain = 0  # how often that brought none
         self.questions: list[int] = []  # such requests that are not answered yet
         self.rests_until = 0.0  # its worker is busy with something else: others go first
         self._rest = _REST
@@ -92,6 +93,7 @@ class Lane:
         self.since = _now()
         self.stuck = False
         self.asked = 0.0
+        self.vain = 0
         self._rest = _REST
 
     def size(self, unit: int, left: int | None, lanes: int, seconds: float | None) -> int:

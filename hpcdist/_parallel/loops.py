@@ -20,11 +20,8 @@ from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import Buffer
 
 _NOTHING = object()
-_VIEWS: tuple[type, ...] = (
-    type({}.keys()),
-    type({}.values()),
-    type({}.items()),
-)  # in order, but not indexable
+# In order, but not indexable.
+_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _LAST_CALL = 1.0  # how long the program's end waits for loops that nobody has waited for
 
 
@@ -92,11 +89,9 @@ def _empty(op: Any, init: Any) -> Any:
 def _sequence(r: Any) -> Any:
     """Check that `r` can be cut into parts by position."""
     if isinstance(r, _VIEWS):
-        return list(r)
+        return [*r]
     if isinstance(r, Set | Mapping) or not (hasattr(r, "__getitem__") and hasattr(r, "__len__")):
-        raise TypeError(
-            f"a loop needs a sequence, whose items have an order, not {type(r).__name__}"
-        )
+        raise TypeError(f"a loop needs a sequence: items in an order, not {type(r).__name__}")
     return r
 
 

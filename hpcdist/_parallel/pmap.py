@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -391,7 +392,7 @@ class _Tqdm(Bar):
     """A bar of tqdm's."""
 
     def __init__(self, kind: Any, total: int | None) -> None:
-        self._bar = kind(total=total, file=sys.stderr, unit="item", dynamic_ncols=True)
+        self._bar = kind(total=total, file=sys.stderr, unit="item", **_width())
         self._engine: Engine | None = None
         self._failures = 0
 
@@ -421,6 +422,14 @@ class _Tqdm(Bar):
     def close(self) -> None:
         self._show()
         self._bar.close()
+
+
+def _width() -> dict[str, Any]:
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        known = False
+    return {"dynamic_ncols": True} if known else {"ncols": 100}
 
 
 def _bar(total: int | None) -> Bar:

@@ -203,9 +203,9 @@ def unmap(maker: int, inodes: Sequence[int] | None = None) -> None:
     """Forget segments that their maker has closed; all of them, if it is dead."""
     with _map_lock:
         for key in list(_mapped):
-            if key[0] == maker and (inodes is None or key[1] in inodes):
-                if not _mapped[key].views:
-                    _mapped.pop(key).close()
+            meant = key[0] == maker and (inodes is None or key[1] in inodes)
+            if meant and not _mapped[key].views:
+                _mapped.pop(key).close()
 
 
 _library: Any = None
@@ -231,7 +231,7 @@ def _libc() -> Any:
 
 
 def _map(fd: int, size: int) -> int:
-    """Map a descriptor read-only, its page table filled at once. Python's mmap hides the address."""
+    """Map a descriptor read-only, its page table filled; Python's mmap hides the address."""
     import ctypes
 
     address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED | mmap.MAP_POPULATE, fd, 0)

@@ -299,7 +299,7 @@ class _Caller:
         outcome = self._outcomes[pid]
         if isinstance(outcome, Exception) and not isinstance(outcome, ProcessExitedException):
             # It failed before it came to the gate, or its result did not travel.
-            tell(1, SECTION_OVER, (self.number, pid, True))
+            tell(1, SECTION_OVER, (self.number, pid, _in_short(outcome)))
         return outcome
 
     def _finish(self) -> None:
@@ -387,7 +387,7 @@ def _run_here() -> Run | None:
 def run_member(number: int, pids: Sequence[int], sealed: Sealed) -> Any:
     """Be a member: come to the gate with a turn in hand, run the function, say that it is over."""
     run = Run(number, pids)
-    failed = True
+    failed = "it did not start"
     _runs[number] = run
     try:
         f, args, kw = sealed.open()
@@ -401,9 +401,10 @@ def run_member(number: int, pids: Sequence[int], sealed: Sealed) -> Any:
         value = f(*args, **kw)
         if type(value) is CoroutineType:
             value = asyncio.run(value)
-        failed = False
+        failed = ""
         return value
     except BaseException as exc:  # the edge of a call: it belongs to the caller
+        failed = _in_short(exc)
         consequence = run.freed or _is_consequence(exc)
         return _Failed(_encoded(exc), consequence, _is_from_mpi(exc))
     finally:
@@ -480,6 +481,15 @@ def _encoded(exc: BaseException) -> bytes:
         stand_in = _errors.RemoteCause("mpi4py.MPI.Exception", f"mpi4py.MPI.Exception: {exc}")
         return _errors.encode_error(stand_in.with_traceback(exc.__traceback__), node.me)
     return _errors.encode_error(exc, node.me)
+
+
+def _in_short(exc: BaseException) -> str:
+    """Name an error for whoever must be told of it before its future says so."""
+    try:
+        text = str(exc.cause if isinstance(exc, _errors.RemoteException) else exc)
+    except Exception:  # the user's __str__
+        text = ""
+    return f"{type(exc).__name__}: {text.splitlines()[0][:200] if text else ''}"
 
 
 def _mpi_error(exc: BaseException | None) -> Any:

@@ -36,6 +36,7 @@ OK, FAILED, DEAD, ORPHAN = range(4)  # how it went; an orphan may not have been 
 
 Branch = tuple[int, int, tuple[Any, ...]]  # position, pid, the branches below
 Outcome = tuple[int, int, bytes, int, bool]  # position, how, what, its buffers, with references
+Result = tuple[int, Any, Sequence[Buffer], bool]  # the same at the root, with its buffers
 Starter = Callable[["Job", Any, Sequence[Buffer], Any], None]
 
 starters: dict[int, Starter] = {}  # by kind; called by the driver, so they must not block
@@ -305,9 +306,7 @@ class Root(Job):
         if not hand_down(facts, branch, above, _oldest(), body, parcel.buffers):
             self.lose(branch[0])
 
-    def wait(
-        self, timeout: float | None = None
-    ) -> dict[int, tuple[int, Any, Sequence[Buffer], bool]]:
+    def wait(self, timeout: float | None = None) -> dict[int, Result]:
         """Wait for all outcomes; return them by position, as (how, what, buffers, with refs)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
@@ -342,7 +341,7 @@ class Root(Job):
         """Tell whether all is done and nothing failed."""
         return self.is_done() and all(outcome[1] == OK for outcome in self.outcomes)
 
-    def sorted(self) -> dict[int, tuple[int, Any, Sequence[Buffer], bool]]:
+    def sorted(self) -> dict[int, Result]:
         """Sort the outcomes by position."""
         self.forget()
         outcomes, buffers = self.outcomes, self.buffers

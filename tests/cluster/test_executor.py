@@ -464,8 +464,8 @@ def test_joblib(pids: list[int]) -> None:
         found = Parallel()(delayed(inner_parallel)(k) for k in range(4))
         assert [total for _, total in found] == [5, 6, 7, 8]
         assert {name for name, _ in found} <= {"ThreadingBackend", "SequentialBackend"}
-    with parallel_config("hpcdist", pool=pids[:1], n_jobs=1):
-        assert set(Parallel()(delayed(myid)() for _ in range(5))) == {pids[0]}
+    with parallel_config("hpcdist", pool=pids[:2], n_jobs=2):
+        assert set(Parallel()(delayed(who_after)(0.02) for _ in range(20))) == set(pids[:2])
 
 
 def test_a_grid_search(pids: list[int]) -> None:

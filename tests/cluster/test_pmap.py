@@ -256,11 +256,14 @@ def test_a_slow_item_holds_up_nobody(pids: list[int], size: Any) -> None:
 
 def test_items_behind_a_slow_one_in_its_batch_are_handed_back(pids: list[int]) -> None:
     done_at = {}
+    pmap(square, range(10))
     start = time.monotonic()
     for x in imap_unordered(lambda x: nap(x, 1.0) if x == 2000 else x, range(4000)):
         done_at[x] = time.monotonic() - start
     assert len(done_at) == 4000
-    assert sorted(done_at.values())[-2] < 0.8
+    # Those before it in its batch are done too, but come with it.
+    assert max(done_at[x] for x in range(2001, 4000)) < 0.8
+    assert sum(t > 0.8 for t in done_at.values()) < 1000
 
 
 def test_every_item_runs_once(pids: list[int], tmp_path: Path) -> None:

@@ -410,6 +410,23 @@ def test_alone(script: Callable[..., Any], tmp_path: Path) -> None:
     assert (done.rc, done.out) == (0, "[1] [8]\n"), done.err
 
 
+def test_in_an_mpi_launch_the_culprit_is_named_before_the_launcher_ends_everything(
+    script: Callable[..., Any],
+) -> None:
+    done = script(
+        "import hpcdist\n"
+        "hpcdist.init()\n"
+        "def careless():\n"
+        "    if hpcdist.comm().rank == 1: raise KeyError('lost')\n"
+        "    hpcdist.comm().Barrier()\n"
+        "try: hpcdist.spmd(careless, grace=1)\n"
+        "except KeyError as error: print('process', error.pid, 'failed')\n",
+        ranks=3,
+    )
+    assert "process 3 failed" in done.out + done.err
+    assert "KeyError" in done.err
+
+
 def test_after_all_workers_were_replaced(fresh: Callable[..., list[int]]) -> None:
     first = fresh(2)
     assert spmd(add_up, 1, pids=first) == [3.0, 3.0]

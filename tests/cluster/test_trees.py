@@ -28,7 +28,7 @@ from hpcdist import (
     scatter,
     workers,
 )
-from hpcdist._parallel import segments, trees, values
+from hpcdist._parallel import copies, segments, trees, values
 from hpcdist._runtime.node import node
 from hpcdist._transport.router import Peer
 from tests.helpers import eventually
@@ -52,7 +52,7 @@ def writeable(array: Any) -> bool:
 
 
 def copies_here() -> int:
-    return len(values._copies)
+    return len(copies.held)
 
 
 def ones(n: int) -> Any:
