@@ -71,7 +71,14 @@ class Engine:
         source: The items.
         members: Gives the workers to use, each time it is asked.
         sink: Takes results: the index of the first, and the list.
-        token: Gives the name under which a worker keeps the function; None: a name of our own.
+        unit: How many items belong together; None: as many as fit.
+        delays: When a failed item is tried again.
+        check: Whether it is.
+        rerun: Whether what a worker ran when it died is run again.
+        copy: Whether arguments may be changed by their owner meanwhile.
+        in_order: Whether items before one that failed are still run: their results are wanted.
+        token: The name under which workers keep the function; None: one of our own.
+        told: Workers that have it.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Engine:
         check: Callable[[BaseException], Any] | None = None,
         rerun: bool = True,
         copy: bool = False,
+        in_order: bool = False,
         token: Token | None = None,
         told: set[int] | None = None,
     ) -> None:
@@ -116,7 +124,9 @@ class Engine:
         self._arrived: deque[Any] = deque()
         self._waiter: Slot | None = None
         self._stale = True
+        self._in_order = in_order
         self._error: BaseException | None = None
+        self._failed_at = 0  # the index of the item that failed
         self._last_death: BaseException | None = None
         self._look_at = _NEVER  # when to look at the lanes though nothing has happened
 
@@ -225,26 +235,34 @@ class Engine:
                 node.progress.soon()
 
     def _end_failed(self) -> None:
-        """No new items; wait for those that run."""
+        """Start nothing new but what is still wanted, and wait for those that run."""
         self.source.ended = True
-        self._parts.clear()
-        self._later.clear()
+        self._drop_unwanted()
         for lane in self._all_lanes():
-            if lane.items > 1:
+            if lane.items > 1 and not self._in_order:
                 self._ask_back(lane, everything=True)
-        while any(lane.batches for lane in self._all_lanes()):
-            self._look_at = _NEVER
+        while self._parts or self._later or any(lane.batches for lane in self._all_lanes()):
+            if self._stale:
+                self._refresh()
+            self._fill()
             self._wait()
             while self._arrived:
                 self._file(self._arrived.popleft())
-            self._parts.clear()
-            self._later.clear()
+            self._drop_unwanted()
         assert self._error is not None
         raise Failure(self._error)
 
-    def _fail(self, error: BaseException) -> None:
-        if self._error is None:
+    def _drop_unwanted(self) -> None:
+        end = self._failed_at if self._in_order else 0
+        parts = [p.cut(0, max(0, end - p.start), alone=p.alone) for p in self._parts]
+        self._parts = deque(p for p in parts if p.size)
+        self._later = [entry for entry in self._later if entry[2].start < end]
+        heapq.heapify(self._later)
+
+    def _fail(self, error: BaseException, at: int) -> None:
+        if self._error is None or (self._in_order and at < self._failed_at):
             self._error = error
+            self._failed_at = at
 
     # Workers
 
@@ -264,8 +282,6 @@ class Engine:
     # Filling the lanes
 
     def _fill(self) -> None:
-        if self._error is not None:
-            return
         now = _now()
         self._look_at = _NEVER
         while self._later and self._later[0][0] <= now:
@@ -297,7 +313,9 @@ class Engine:
             if self._last_death is None:
                 gone = [lane.pid for lane in self._all_lanes()]
                 self._last_death = node.members.death(gone[-1] if gone else node.me)
-            self._fail(self._last_death)
+            self._fail(self._last_death, 0)
+            self._parts.clear()
+            self._later.clear()
 
     def _next_part(self, lane: Lane, lanes: int) -> Part | None:
         if self._parts:
@@ -318,7 +336,7 @@ class Engine:
         try:
             return self.source.take(size)
         except BaseException as exc:  # the user's iterator: its error is this map's
-            self._fail(exc)
+            self._fail(exc, self.source.taken)
             return None
 
     def _room(self, lanes: int) -> int:
@@ -354,7 +372,7 @@ class Engine:
             payload = codec.dumps((self._token, ident, unit, part.columns))
         except BaseException as exc:  # cannot be pickled: raised here, the others are unharmed
             lane.batches.remove(batch)
-            self._fail(exc)
+            self._fail(exc, part.start)
             return False
         lane.take_size(payload.nbytes / part.size)
         node.pending[ident] = batch
@@ -478,7 +496,7 @@ class Engine:
             try:
                 answer = codec.loads(body, buffers) if len(body) else None
             except Exception as exc:  # a result that cannot be unpickled here
-                self._fail(exc)
+                self._fail(exc, what.part.start)
                 return
             del refs
         if answer is None:  # the map had ended: this cannot be, unless it has
@@ -504,16 +522,16 @@ class Engine:
     def _file_error(self, item: Part, error: BaseException) -> None:
         self.failures += 1
         tries = self._tries[item.start] = self._tries.get(item.start, 0) + 1
-        if self._delays is None or self._error is not None:
-            self._fail(error)
+        if self._delays is None or (self._error is not None and not self._in_order):
+            self._fail(error, item.start)
             return
         try:
             delay = self._delays.get(tries)
             if delay is None or (self._check is not None and not self._check(error)):
-                self._fail(error)
+                self._fail(error, item.start)
                 return
         except Exception as exc:  # the user's check, or delays
-            self._fail(exc)
+            self._fail(exc, item.start)
             return
         heapq.heappush(self._later, (_now() + delay, item.start, item))
 
@@ -523,21 +541,21 @@ class Engine:
         self._stale = True
         self._last_death = error
         if not isinstance(error, ProcessExitedException):
-            self._fail(error)
+            self._fail(error, part.start)
             return
         begin, end = self._suspects(batch, first)
         if error.why == "removed":
             begin = end = 0
         hopeless = not self._rerun or "OUT_OF_MEMORY" in error.why
         if hopeless and begin < end:
-            self._fail(error)
+            self._fail(error, part.start + begin)
             return
         if begin < end:
             self.failures += 1
         for k in range(begin, end):
             deaths = self._deaths[part.start + k] = self._deaths.get(part.start + k, 0) + 1
             if deaths > _RERUNS and end - begin == 1:
-                self._fail(error)
+                self._fail(error, part.start + k)
                 return
         if begin > 0:
             self._parts.append(part.cut(0, begin))

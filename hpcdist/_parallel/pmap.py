@@ -159,7 +159,7 @@ def imap(
     """
     job = _Job(
         f, collections, pool, distributed, batch_size, on_error, retry_delays, retry_check,
-        on_exit, progress, copy=True,
+        on_exit, progress, copy=True, in_order=True,
     )  # fmt: skip
     return _in_order(job)
 
@@ -260,6 +260,7 @@ class _Job:
         progress: bool,
         *,
         copy: bool = False,
+        in_order: bool = False,
     ) -> None:
         if not callable(f):
             raise TypeError(f"a function is needed to map, not {f!r}")
@@ -283,6 +284,7 @@ class _Job:
         self.distributed = distributed
         self.pool = pool if pool is not None else pools.replaced()
         self.copy = copy
+        self.in_order = in_order
         self.bar = _bar(self.source.size) if progress else Bar()
         self._engine: Engine | None = None
 
@@ -307,6 +309,7 @@ class _Job:
             check=self.check,
             rerun=self.rerun,
             copy=self.copy,
+            in_order=self.in_order,
             token=token,
             told=told,
         )
@@ -429,7 +432,7 @@ def _width() -> dict[str, Any]:
         known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError, AttributeError):
         known = False
-    return {"dynamic_ncols": True} if known else {"ncols": 100}
+    return {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 24}
 
 
 def _bar(total: int | None) -> Bar:

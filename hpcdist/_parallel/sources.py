@@ -37,6 +37,7 @@ class Source:
         self.size: int | None = None  # how many items there are, where that is known
         self._columns: list[Any] = []
         self._items: Any = None
+        self._error: Exception | None = None
         if all(_sliceable(c) for c in collections):
             self._columns = list(collections)
             self.size = min(len(c) for c in self._columns)
@@ -64,13 +65,19 @@ class Source:
             return Part(start, [c[start:end] for c in self._columns])
         if self.ended:
             return None
-        try:
-            items = list(islice(self._items, count))
-        except BaseException:
+        if self._error is not None:
             self.ended = True
-            raise
+            raise self._error
+        items: list[Any] = []
+        try:
+            items.extend(islice(self._items, count))
+        except Exception as exc:  # what came before it counts: it is raised in its place
+            if not items:
+                self.ended = True
+                raise
+            self._error = exc
         self.taken += len(items)
-        self.ended = len(items) < count
+        self.ended = len(items) < count and self._error is None
         if not items:
             return None
         columns = [list(c) for c in zip(*items, strict=True)] if self.several else [items]

@@ -279,7 +279,8 @@ def _pull(handle: RemoteValue) -> Copy:
             node.wait(slot)
             if slot.error is not None:
                 raise slot.error
-        except (ProcessExitedException, ValueError) as exc:
+        except (ProcessExitedException, RuntimeError, ValueError) as exc:
+            # Dead, or of a topology that keeps us apart: the next one.
             error = exc
             continue
         copy = _unpacked(*slot.value[1:])

@@ -121,13 +121,17 @@ def remotecall_fetch(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any
         peer = node.peer(pid)
         node.pending[ident] = slot
         try:
-            _send(peer, FETCH, ident, f, args, kw)
+            known = _describe(f)
+            if known is not None and known.plain and known.ident in peer.known and not (args or kw):
+                # What a wait begins with is done while the call travels.
+                peer.dispatch(_head(CALL, FETCH | known.flags, 0, 0, ident, known.ident))
+            else:
+                _send(peer, FETCH, ident, f, args, kw)
+                node.progress.flush()
         except BaseException:
             node.pending.pop(ident, None)
             raise
-        if peer.alive:
-            node.progress.flush()  # what a wait begins with is done while the call travels
-        else:
+        if not peer.alive:
             node.fail(ident, slot)
     try:
         node.wait(slot)
@@ -382,8 +386,12 @@ def _reply(call: Call, value: Any) -> None:
     if wants == DO:
         return
     if value is None and wants == FETCH:
-        peer.post(_head(RESULT, OK, 0, 0, call.ident, 0))
-        _hurry(call)
+        data = _head(RESULT, OK, 0, 0, call.ident, 0)
+        if node.turns.about_to_wait(call):
+            peer.dispatch(data)
+        else:
+            peer.post(data)
+            peer.hurry()
         return
     try:
         if type(value) is Payload:  # a batch of results, which pickles itself

@@ -163,6 +163,7 @@ class RemoteChannel(Reference):
         head = (self.key, name, builtin, with_refs, timeout)
         slot = node.request(self.where, OPERATE, head, body, buffers)
         ident = slot.value
+        node.progress.flush()
         try:
             node.wait(slot, timeout)
         except TimeoutError:

@@ -42,6 +42,9 @@ class Bells:
     def ring(self, rank: int) -> None:
         """Wake a rank if it sleeps."""
         if self._asleep[rank]:
+            # Once: the datagram stays until it is heard, and whoever sleeps again raises its flag
+            # again. A process that is slow to wake would otherwise be rung for each message.
+            self._asleep[rank] = 0
             try:
                 self.socket.sendto(b"!", self._path_of(rank))
             except OSError:  # full: it is being rung already; gone: its keeper knows

@@ -68,7 +68,7 @@ class MpiPlane:
         self.dead: set[int] = set()
         self._deliver = deliver
         self._bells = bells
-        self._probe = comm.Improbe
+        self._probe, self._isend = comm.Improbe, comm.Isend
         self._byte = MPI.BYTE
         self._any = MPI.ANY_SOURCE
         self._failed = MPI.Exception
@@ -94,8 +94,9 @@ class MpiPlane:
             frame = b"".join([i[0] if isinstance(i, tuple) else i for i in items])
             buffers = _with_ends(items)
         try:
-            # Not tested at once: that can be done while we wait for the answer.
-            sends.append((comm.Isend(frame, rank, FRAME), frame, rank, None))
+            request = comm.Isend(frame, rank, FRAME)
+            if buffers or not request.Test():
+                sends.append((request, frame, rank, None))
             for buffer, end in buffers:
                 view = memoryview(buffer).cast("B")
                 for start in range(0, view.nbytes, _PIECE):
@@ -103,6 +104,18 @@ class MpiPlane:
                     request = comm.Isend([piece, self._byte], rank, BUFFER)
                     last = end if start + _PIECE >= view.nbytes else None
                     sends.append((request, piece, rank, last))
+        except self._failed:  # towards a peer that is lost: its keeper and its link will tell
+            return
+        if self._bells is not None:
+            self._bells.ring(rank)
+
+    def send_frame(self, rank: int, frame: bytes) -> None:
+        """Send one frame without buffers, for a thread that waits next."""
+        if rank in self.dead:
+            return
+        try:
+            # Not tested at once: that can be done while we wait for the answer.
+            self._sends.append((self._isend(frame, rank, FRAME), frame, rank, None))
         except self._failed:  # towards a peer that is lost: its keeper and its link will tell
             return
         if self._bells is not None:
@@ -193,21 +206,22 @@ class MpiPlane:
         return not requests
 
     def _test_sends(self) -> bool:
+        """Let go of what has been sent, oldest first, up to the first that is not done."""
         active = False
         sends = self._sends
-        for _ in range(min(len(sends), 8)):
+        while sends:
             entry = sends.popleft()
             try:
                 done = entry[0].Test()
             except self._failed:
                 self._parked.append(entry)
                 continue
-            if done:
-                active = True
-                if entry[3] is not None:
-                    entry[3]()
-            else:
-                sends.append(entry)
+            if not done:
+                sends.append(entry)  # behind the others: a slow peer must not hold them up
+                break
+            active = True
+            if entry[3] is not None:
+                entry[3]()
         return active
 
     # Deaths

@@ -92,6 +92,7 @@ class Progress:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self._asleep = False  # the driver is in epoll
+        self._driver = 0  # the thread that drives for a wait
         self._waits = 0
         self._parked = False
         self._helper_asleep = False
@@ -205,19 +206,38 @@ class Progress:
 
     def flush(self) -> None:
         """Flush now; for a thread that waits next, and sees to all else then."""
-        if self._wheel.acquire(False):
-            main = _ident() == _MAIN
-            if main:
-                self._main_inside = True
+        if self.seize():
             try:
                 self._flush()
             finally:
-                self._release()
-                if main:
-                    self._leave_main()
+                self.let_go()
+
+    def seize(self) -> bool:
+        """Take the wheel for a moment if it is free; `let_go` gives it back.
+
+        For a thread that waits next: that wait wakes the helper, if it has to be.
+        """
+        main = _ident() == _MAIN
+        if main:
+            self._main_inside = True  # before the wheel is ours: Ctrl-C must not come between
+        if self._wheel.acquire(False):
+            return True
+        if main:
+            self._leave_main()
+        return False
+
+    def let_go(self) -> None:
+        """Give the wheel back."""
+        self._wheel.release()
+        if self.dirty or self._followers or self._parked:
+            self._pass_wheel_on()
+        if self._main_inside and _ident() == _MAIN:
+            self._leave_main()
 
     def soon(self) -> None:
         """See to it that what was posted leaves within a tick."""
+        if self._driver == _ident():
+            return  # a handler of the driver, which flushes next
         if self._parked or self._helper_asleep:
             self._rouse()
 
@@ -262,9 +282,11 @@ class Progress:
             try:
                 if self._wheel.acquire(False):
                     self._take_wheel()
+                    self._driver = me
                     try:
                         self._drive(slot, deadline, me)
                     finally:
+                        self._driver = 0
                         self._release()
                     continue
             finally:
@@ -303,6 +325,9 @@ class Progress:
     def _release(self) -> None:
         """Give the wheel up, and see that whoever needs it next knows."""
         self._wheel.release()
+        self._pass_wheel_on()
+
+    def _pass_wheel_on(self) -> None:
         while self.dirty and self._wheel.acquire(False):
             try:
                 self._flush()

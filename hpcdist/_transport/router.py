@@ -16,7 +16,7 @@ from hpcdist._transport.mpi import Item, MpiPlane
 from hpcdist._transport.progress import Progress
 from hpcdist._wire.frames import CONTROL, FRAME_MAX, Buffer, pack
 
-_LINGER = 50_000  # ns: messages this close behind each other are gathered into one frame
+_LINGER = 200_000  # ns: messages this close behind each other are gathered into one frame
 _clock = time.perf_counter_ns
 
 RELEASE = 1  # the control that counts references down; its body is triples (whence, id, n)
@@ -60,6 +60,18 @@ class Peer:
         if not self.queued:
             self.queued = True
             self._progress.dirty.append(self)
+
+    def dispatch(self, data: bytes) -> None:
+        """Send one message now if the way is free; for a thread that waits next."""
+        progress = self._progress
+        if self.plane is None or self.outbox or not progress.seize():
+            self.post(data)
+            progress.flush()
+            return
+        try:
+            self.plane.send_frame(self.rank, data)
+        finally:
+            progress.let_go()
 
     def hurry(self) -> None:
         """Flush now, unless messages follow so closely that gathering them pays."""

@@ -457,3 +457,42 @@ def walk(branches: Any) -> Iterator[tuple[int, int]]:
 
 def depth(branches: Any) -> int:
     return max((1 + depth(subs) for _, _, subs in branches), default=0)
+
+
+def test_workers_that_may_not_talk_to_each_other(script: Callable[..., Any]) -> None:
+    finished = script(
+        "import operator, hpcdist\n"
+        "from hpcdist import *\n"
+        "pids = addprocs(3, topology='master_worker')\n"
+        "data = bcast(bytes(5_000_000), pids[:1])\n"
+        "print([remotecall_fetch(len, pid, data) for pid in pids])\n"
+        "print(hpcdist.reduce(operator.add, lambda: [myid()]) == pids)\n"
+        "print(distributed('abcdef', operator.add)(lambda c: c))\n"
+        "print(gather(scatter(range(3))), everywhere.call(myid, pids=pids))\n"
+    )
+    assert finished.err == ""
+    assert finished.out.splitlines() == [
+        "[5000000, 5000000, 5000000]",
+        "True",
+        "abcdef",
+        "[range(0, 1), range(1, 2), range(2, 3)] {2: 2, 3: 3, 4: 4}",
+    ]
+
+
+def test_in_an_mpi_launch(script: Callable[..., Any]) -> None:
+    finished = script(
+        "import operator, hpcdist\n"
+        "from hpcdist import *\n"
+        "hpcdist.init()\n"
+        "with bcast(bytes(5_000_000)) as data:\n"
+        "    print([remotecall_fetch(len, pid, data) for pid in workers()])\n"
+        "print(hpcdist.reduce(operator.add, myid), everywhere.call(myid))\n"
+        "print(distributed(range(10), operator.add, pids=procs())(lambda i: i))\n",
+        ranks=4,
+    )
+    assert finished.rc == 0
+    assert finished.out.splitlines() == [
+        "[5000000, 5000000, 5000000]",
+        "9 {1: 1, 2: 2, 3: 3, 4: 4}",
+        "45",
+    ]
