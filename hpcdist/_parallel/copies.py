@@ -134,6 +134,8 @@ def _on_death(pid: int) -> None:
         drop(key)
     segments.left_all(pid)
     segments.unmap(pid)
+    if not node.members.living:  # nobody to share with: the memory and descriptors go back
+        segments.unmap(node.me, segments.close_free())
 
 
 node.on_death.append(_on_death)

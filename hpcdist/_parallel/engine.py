@@ -239,7 +239,7 @@ class Engine:
         self.source.ended = True
         self._drop_unwanted()
         for lane in self._all_lanes():
-            if lane.items > 1 and not self._in_order:
+            if lane.items > 1:
                 self._ask_back(lane, everything=True)
         while self._parts or self._later or any(lane.batches for lane in self._all_lanes()):
             if self._stale:

@@ -104,10 +104,16 @@ def left_all(pid: int) -> None:
         _shrink()
 
 
-def _shrink() -> list[int]:
+def close_free() -> list[int]:
+    """Close what nobody uses; return the inodes of segments now closed."""
+    with _lock:
+        return _shrink(0)
+
+
+def _shrink(keep: int = _FREE_MOST) -> list[int]:
     free = [s for s in _pool.values() if _is_free(s)]
     closed = []
-    for segment in free[: max(0, len(free) - _FREE_MOST)]:
+    for segment in free[: max(0, len(free) - keep)]:
         del _pool[segment.inode]
         segment.close()
         closed.append(segment.inode)
