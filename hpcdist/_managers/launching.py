@@ -162,7 +162,8 @@ def _probe(python: str) -> tuple[str, str | None]:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         said = str(getattr(error, "stderr", None) or "").strip().splitlines()[-5:]
         words = "; ".join(said) or str(error)
-        raise MpiNotFound(f"the interpreter could not be asked which MPI it uses ({words})", python) from error
+        reason = f"the interpreter could not be asked which MPI it uses ({words})"
+        raise MpiNotFound(reason, python) from error
     return prefix, package
 
 

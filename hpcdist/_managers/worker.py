@@ -351,8 +351,9 @@ def _forbidden(pid: int) -> str | None:
     if pid == 1:
         return None
     me, other = node.members.living.get(node.me), node.members.living.get(pid)
-    if node.topology == "custom" and me is not None and other is not None:
-        if other.ident in me.connect or me.ident in other.connect:
+    if me is not None and other is not None and node.topology == "custom":
+        linked = other.ident in me.connect or me.ident in other.connect
+        if linked:
             return None
     return f"process {pid} is not connected to {node.me}: the topology is {node.topology}"
 

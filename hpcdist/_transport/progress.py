@@ -27,7 +27,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
+
+from hpcdist._transport.contracts import Outbox, Plane, Waitable
 
 TICK = 0.002
 _SLEEP_MAX = 1.0  # a lost wake-up costs a second at the most
@@ -49,30 +51,6 @@ class Slot:
         self.where = where  # the process that is to answer
         self.value: Any = None
         self.error: BaseException | None = None
-
-
-class Waitable(Protocol):
-    """What `Progress.wait` takes: a Slot, or a Future, which is its own slot."""
-
-    ready: bool
-    latch: Any
-
-
-class Plane(Protocol):
-    """A way for messages that has to be polled (MPI)."""
-
-    def poll(self) -> bool: ...
-    def busy(self) -> bool: ...
-    def arm(self) -> None: ...
-    def disarm(self) -> None: ...
-
-
-class Outbox(Protocol):
-    """A peer with something to send."""
-
-    queued: bool
-
-    def flush(self) -> None: ...
 
 
 class Progress:

@@ -137,7 +137,7 @@ def test_an_upward_import_is_found(where: str, text: str) -> None:
         ("_remote/calls.py", "from .futures import Future"),
         ("_remote/calls.py", "from . import futures"),
         ("_remote/calls.py", "from .._wire.codec import encode\nimport os, numpy.linalg"),
-        ("_monitor/status.py", "from hpcdist._integrations import executor"),
+        ("_integrations/joblib.py", "from hpcdist._integrations import executor"),
         ("_managers/batch/slurm.py", "from ..base import ClusterManager\nfrom . import job"),
         ("__init__.py", "from ._remote.calls import remotecall\nfrom ._errors import HpcdistError"),
         ("__main__.py", "from hpcdist._cli.main import main"),

@@ -1,0 +1,29 @@
+"""What the wait loop asks of those it works for."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Waitable(Protocol):
+    """What `Progress.wait` takes: a Slot, or a Future, which is its own slot."""
+
+    ready: bool
+    latch: Any
+
+
+class Plane(Protocol):
+    """A way for messages that has to be polled (MPI)."""
+
+    def poll(self) -> bool: ...
+    def busy(self) -> bool: ...
+    def arm(self) -> None: ...
+    def disarm(self) -> None: ...
+
+
+class Outbox(Protocol):
+    """A peer with something to send."""
+
+    queued: bool
+
+    def flush(self) -> None: ...
