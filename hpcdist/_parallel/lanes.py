@@ -11,7 +11,7 @@ from hpcdist._parallel.sources import Part
 
 IN_FLIGHT = 2  # batches a lane holds
 _GROWTH = 64  # the most a batch grows at a time: items differ
-LEAST = 0.0002  # seconds of work for which a batch is not made smaller still
+LEAST = 0.0004  # seconds of work for which a batch is not made smaller still
 _BYTES = 1 << 20  # arguments or results for which it is not made larger
 _REST, _REST_MOST = 0.01, 0.5
 _now = time.monotonic

@@ -10,7 +10,6 @@ What they tell each other are controls, so that it works while user code sits in
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
 import sys
@@ -400,6 +399,8 @@ def run_member(number: int, pids: Sequence[int], sealed: Sealed) -> Any:
             run.comm = _communicator(run.pids, comm_number, fresh, worn)
         value = f(*args, **kw)
         if type(value) is CoroutineType:
+            import asyncio  # 20 ms: not at start-up
+
             value = asyncio.run(value)
         failed = ""
         return value

@@ -68,6 +68,21 @@ class Channel:
 
     # What everything else is made of. Each returns at once; `waiter.done` may be called at once.
 
+    def try_put(self, item: Any) -> bool:
+        """Put an item if that can be done at once and nobody waits; else do nothing."""
+        with self._lock:
+            if not self._open or self._takers or self._peekers or len(self._items) >= self.size:
+                return False
+            self._items.append(item)
+            return True
+
+    def try_take(self) -> tuple[Any] | None:
+        """Take the oldest item if there is one and nobody waits to put another."""
+        with self._lock:
+            if not self._items or self._putters:
+                return None
+            return (self._items.popleft(),)
+
     def start_put(self, waiter: Waiter) -> None:
         """Put `waiter.item`, now or when there is room."""
         ended: list[tuple[Waiter, Any]] = []

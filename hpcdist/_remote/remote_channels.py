@@ -8,6 +8,7 @@ calls on threads that take no turn, since one of them may block until another on
 from __future__ import annotations
 
 import inspect
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,22 @@ from hpcdist._errors import ChannelClosed, HpcdistError
 from hpcdist._remote.calls import remotecall_fetch
 from hpcdist._remote.channels import _CLOSED, Channel, Waiter
 from hpcdist._runtime import references
-from hpcdist._runtime.controls import ACKNOWLEDGE, FREE, GIVE_BACK, OPERATE, WITHDRAW
+from hpcdist._runtime.controls import (
+    ACKNOWLEDGE,
+    FREE,
+    GIVE_BACK,
+    OPERATE,
+    PUT_ITEM,
+    TAKE_ITEM,
+    WITHDRAW,
+)
 from hpcdist._runtime.node import node, pack_head, unpack_head
 from hpcdist._runtime.references import Parcel, Reference, outgoing
+from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
-from hpcdist._wire.frames import FAILED, OK, OUTCOME, REFS, Buffer
+from hpcdist._wire.frames import CONTROL, FAILED, HEAD, OK, OUTCOME, REFS, RESULT, Buffer
 
 CLOSED, TIMED_OUT, NO_SUCH = 6, 7, 8  # outcomes of channel operations, beside OK and FAILED
 _QUICK = {"isready", "isempty", "isopen", "close", "__len__"}
@@ -88,11 +98,20 @@ class RemoteChannel(Reference):
 
     def put(self, value: Any, *key: Any, timeout: float | None = None) -> None:
         """Add an item; wait for room."""
-        self._operate("put", (value, *key), timeout)
+        if key or timeout is not None or self._freed or self.where == node.me:
+            self._operate("put", (value, *key), timeout)
+            return
+        payload = codec.dumps(value)
+        if payload.refs or payload.buffers or len(payload.body) > _SHORT:
+            self._operate("put", (value,), None)
+        else:
+            self._operate_shortly("put", PUT_ITEM, payload.body)
 
     def take(self, *key: Any, timeout: float | None = None) -> Any:
         """Remove and return the oldest item; wait for one."""
-        return self._operate("take", key, timeout)
+        if key or timeout is not None or self._freed or self.where == node.me:
+            return self._operate("take", key, timeout)
+        return self._operate_shortly("take", TAKE_ITEM, b"")
 
     def fetch(self, *key: Any, timeout: float | None = None) -> Any:
         """Return the oldest item without removing it; wait for one."""
@@ -174,6 +193,24 @@ class RemoteChannel(Reference):
             raise
         return self._answer(name, ident, slot)
 
+    def _operate_shortly(self, name: str, op: int, body: bytes) -> Any:
+        """Do the plain case of a put or a take: one small message each way."""
+        peer = node.peer(self.where)
+        slot = Slot(self.where)
+        ident = next(node.ids)
+        node.pending[ident] = slot
+        size = _REF.size + len(body)
+        head = HEAD.pack(CONTROL, 0, 0, size, ident, op)
+        peer.dispatch(head + _REF.pack(self.whence, self.id) + body)
+        if not peer.alive:
+            node.fail(ident, slot)
+        try:
+            node.wait(slot)
+        except BaseException:
+            self._abandon(ident)
+            raise
+        return self._answer(name, ident, slot)
+
     def _withdraw(self, ident: int, slot: Any) -> bool:
         """Take an operation back; tell whether it was done after all."""
         withdrawal = node.request(self.where, WITHDRAW, ident)
@@ -232,6 +269,8 @@ class RemoteChannel(Reference):
             raise _errors.decode_error(_errors.encode_error(exc, node.me)) from None
 
 
+_REF = struct.Struct("<QQ")
+_SHORT = 4096  # bytes of an item that travels with its control in one small message
 _BLOCKING = {"put", "take", "fetch", "wait"}
 _NO_ARGUMENTS = Payload(b"")
 _USED = "this remote channel has been freed"
@@ -293,18 +332,50 @@ def _on_free(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
 @node.control(OPERATE)
 def _on_operate(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
     (ref, name, builtin, with_refs, timeout), rest = unpack_head(body)
-    backing = _backing(ref)
+    parcel = Parcel.of(rest, buffers, with_refs)
+    _begin(_backing(ref), name, builtin, peer, ident, parcel, timeout)
+
+
+def _begin(
+    backing: Any,
+    name: str,
+    builtin: bool,
+    peer: Peer,
+    ident: int,
+    parcel: Payload,
+    timeout: float | None,
+) -> None:
+    """Begin an operation, on the progress side or on a thread of its own."""
     if backing is None:
         node.reply(peer, ident, NO_SUCH)
-        return
-    parcel = Parcel.of(rest, buffers, with_refs)
-    if type(backing) is Channel and builtin:
+    elif type(backing) is Channel and builtin:
         _serve(backing, name, peer, ident, parcel)
     else:
         single = name == "put" and builtin
         node.turns.background(
             lambda: _operate_backing(backing, name, peer, ident, parcel, timeout, single)
         )
+
+
+@node.control(PUT_ITEM)
+def _on_put_item(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    backing = _backing(_REF.unpack_from(body))
+    item = Payload(bytes(body[_REF.size :]))
+    if type(backing) is Channel and backing.try_put(item):
+        peer.post(HEAD.pack(RESULT, OK, 0, 0, ident, 0))
+    else:
+        _begin(backing, "put", True, peer, ident, item, None)
+
+
+@node.control(TAKE_ITEM)
+def _on_take_item(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
+    backing = _backing(_REF.unpack_from(body))
+    taken = backing.try_take() if type(backing) is Channel else None
+    if taken is None:
+        _begin(backing, "take", True, peer, ident, _NO_ARGUMENTS, None)
+        return
+    _under_way[peer.pid, ident] = (backing, taken[0])
+    _send_item(peer, ident, taken[0])
 
 
 def _serve(channel: Channel, name: str, peer: Peer, ident: int, parcel: Payload) -> None:

@@ -7,6 +7,7 @@ SENT = 2  # a reference was sent: (whence, id, to whom)
 FETCH, READY, PUT, CANCEL, RUNNING = 3, 4, 5, 6, 7  # futures
 INTERRUPT = 9
 OPERATE, WITHDRAW, ACKNOWLEDGE, GIVE_BACK, FREE = 10, 11, 12, 13, 14  # remote channels
+PUT_ITEM, TAKE_ITEM = 15, 16  # the same in short, for the plain case: (whence, id) and the item
 WELCOME = 20  # pid 1 to a new worker: who it is and whom it knows
 JOINED = 21  # pid 1 to workers: [(pid, member), ...]
 LEFT = 22  # pid 1 to workers: a pid is being removed

@@ -39,8 +39,8 @@ class Bells:
     def _path_of(self, rank: int) -> str:
         return os.path.join(self._folder, f"b{rank}")
 
-    def ring(self, rank: int) -> None:
-        """Wake a rank if it sleeps."""
+    def ring(self, rank: int) -> bool:
+        """Wake a rank if it sleeps; tell whether it did."""
         if self._asleep[rank]:
             # Once: the datagram stays until it is heard, and whoever sleeps again raises its flag
             # again. A process that is slow to wake would otherwise be rung for each message.
@@ -49,6 +49,8 @@ class Bells:
                 self.socket.sendto(b"!", self._path_of(rank))
             except OSError:  # full: it is being rung already; gone: its keeper knows
                 pass
+            return True
+        return False
 
     def arm(self) -> None:
         """Say that we are going to sleep."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ _READ = 256 * 1024
 _GATHER = 64  # buffers in one system call
 _unpack = HEAD.unpack_from
 _SOCKET_BUFFER = 4 << 20
+_QUIET = 0.005  # seconds after which the other end may have fallen asleep
 _GULPS = 64  # reads before others have their turn
 
 
@@ -53,7 +55,7 @@ class Link:
         self._message: tuple[int, int, int, int, Any] | None = None
         self._buffers: list[Buffer] = []
         self._missing: deque[memoryview] = deque()
-        self.last_heard = 0.0
+        self.last_sent = 0.0
 
     def begin(self) -> None:
         """Let the driver read from now on."""
@@ -65,6 +67,10 @@ class Link:
         """Send messages with their buffers."""
         if not self.open:
             return
+        now = time.monotonic()
+        if now - self.last_sent > _QUIET:
+            self._progress.woke = True
+        self.last_sent = now
         if not self._out and len(items) == 1 and type(items[0]) is bytes:
             data = items[0]
             try:

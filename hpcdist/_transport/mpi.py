@@ -66,6 +66,7 @@ class MpiPlane:
         self.size: int = comm.Get_size()
         self.peers: dict[int, Any] = {}
         self.dead: set[int] = set()
+        self.woke = False  # a sleeper was rung: its answer takes longer
         self._deliver = deliver
         self._bells = bells
         self._probe, self._isend = comm.Improbe, comm.Isend
@@ -106,8 +107,8 @@ class MpiPlane:
                     sends.append((request, piece, rank, last))
         except self._failed:  # towards a peer that is lost: its keeper and its link will tell
             return
-        if self._bells is not None:
-            self._bells.ring(rank)
+        if self._bells is not None and self._bells.ring(rank):
+            self.woke = True
 
     def send_frame(self, rank: int, frame: bytes) -> None:
         """Send one frame without buffers, for a thread that waits next."""
@@ -118,8 +119,8 @@ class MpiPlane:
             self._sends.append((self._isend(frame, rank, FRAME), frame, rank, None))
         except self._failed:  # towards a peer that is lost: its keeper and its link will tell
             return
-        if self._bells is not None:
-            self._bells.ring(rank)
+        if self._bells is not None and self._bells.ring(rank):
+            self.woke = True
 
     def busy(self) -> bool:
         """Tell whether something is under way that only polling completes."""

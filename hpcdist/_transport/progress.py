@@ -33,6 +33,7 @@ from hpcdist._transport.contracts import Outbox, Plane, Waitable
 
 TICK = 0.002
 _SLEEP_MAX = 1.0  # a lost wake-up costs a second at the most
+_WAKE_UP = 0.001  # seconds until a sleeper that was rung has answered
 _BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
 _CORES = len(os.sched_getaffinity(0))
 _now = time.monotonic
@@ -63,6 +64,7 @@ class Progress:
         self.plane: Plane | None = None
         self.spin = 0.0002
         self.patience = 60  # polls before giving way: fewer where processes outnumber cores
+        self.woke = False  # a message went to a process that may sleep
         self.spans_hosts = False  # MPI peers elsewhere cannot ring: do not sleep long
         self.before_sleep: list[Callable[[], None]] = []
         self._epoll: Any = None
@@ -381,6 +383,12 @@ class Progress:
                     self._run_timers(now)
                 if rest == 0.0:
                     rest = now + self.spin
+                    if self.woke or (plane is not None and plane.woke):
+                        # Whoever was asleep takes a while: falling asleep too would double it.
+                        rest = now + _WAKE_UP
+                        self.woke = False
+                        if plane is not None:
+                            plane.woke = False
                 elif now > rest:
                     self._sleep(slot, deadline)
                     turn, rest, plane = 0, 0.0, self.plane

@@ -748,6 +748,35 @@ def test_changes_of_main_after_a_map_are_told(script: Callable[..., Any]) -> Non
     assert done.out.split() == ["1", "2", "1"]
 
 
+def test_ctrl_c_ends_the_map_and_harms_nothing(script: Callable[..., Any]) -> None:
+    done = script(
+        "import os, signal, threading, time\n"
+        "from hpcdist import *\n"
+        "addprocs(2)\n"
+        "threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
+        "start = time.monotonic()\n"
+        "try:\n    pmap(lambda x: time.sleep(0.05), range(1000))\n"
+        "except KeyboardInterrupt:\n    print('interrupted')\n"
+        "print(pmap(abs, range(-3, 3)), time.monotonic() - start < 5)\n"
+    )
+    assert done.rc == 0, done.err
+    assert done.out.splitlines() == ["interrupted", "[3, 2, 1, 0, 1, 2] True"]
+
+
+def test_in_an_mpi_launch(script: Callable[..., Any]) -> None:
+    done = script(
+        "from hpcdist import *\n"
+        "init()\n"
+        "import time\n"
+        "print(sorted(set(pmap(lambda x: (time.sleep(0.02), myid())[1], range(20)))))\n"
+        "print(default_worker_pool().workers(), remote(myid)() in (2, 3))\n"
+        "print(remotecall_fetch(lambda: sum(pmap(abs, range(50))), 2))\n",
+        ranks=3,
+    )
+    assert done.rc == 0, done.err
+    assert done.out.splitlines() == ["[2, 3]", "[2, 3] True", "1225"]
+
+
 # --- the bar --------------------------------------------------------------------------------------
 
 
