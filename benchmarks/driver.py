@@ -190,7 +190,11 @@ def outside_calls() -> Figures:
 
 def bare_rss() -> float:
     """The memory of a process that has initialised MPI and nothing else."""
-    code = "from mpi4py import MPI; from benchmarks.idle import *; print(rss_mb(os.getpid()))"
+    # One write each: two ranks must not print into each other's line.
+    code = (
+        "from mpi4py import MPI; from benchmarks.idle import *; "
+        "os.write(1, b'%.1f;' % rss_mb(os.getpid()))"
+    )
     done = subprocess.run(
         [*mpiexec(2), sys.executable, "-c", code],
         env={**os.environ, **mpi_environment()},
@@ -199,7 +203,7 @@ def bare_rss() -> float:
         check=True,
         timeout=60,
     )
-    return max(map(float, done.stdout.split()))
+    return max(float(part) for part in done.stdout.split(";") if part.strip())
 
 
 def idleness(hpcdist: Any) -> Figures:

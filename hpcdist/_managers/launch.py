@@ -551,5 +551,3 @@ def _reap(keeper: Keeper) -> None:
         keeper.wait(10)
     except Exception as exc:  # TimeoutExpired: its own watchdog ends it
         _log.log("warning", f"a keeper did not leave: {exc}")
-
-

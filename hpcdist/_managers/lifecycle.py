@@ -349,5 +349,3 @@ def cluster(what: Any = None, /, **params: Any) -> Iterator[list[int] | None]:
         yield pids
     finally:
         rmprocs(pids)
-
-

@@ -402,5 +402,3 @@ def leave(code: int, *, by_libc: bool = False) -> NoReturn:
 
             ctypes.CDLL(None).exit(code)
         os._exit(code)
-
-

@@ -446,7 +446,7 @@ def _bar(total: int | None) -> Bar:
             "pip install 'hpcdist[progress]'"
         ) from None
 
-    class Quiet(tqdm):  # type: ignore[type-arg]
+    class Quiet(tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread that would outlive the map
 
     return _Tqdm(Quiet, total)

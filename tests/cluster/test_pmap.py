@@ -766,7 +766,7 @@ def test_ctrl_c_ends_the_map_and_harms_nothing(script: Callable[..., Any]) -> No
 def test_in_an_mpi_launch(script: Callable[..., Any]) -> None:
     done = script(
         "from hpcdist import *\n"
-        "init()\n"
+        "import hpcdist; hpcdist.init()\n"
         "import time\n"
         "print(sorted(set(pmap(lambda x: (time.sleep(0.02), myid())[1], range(20)))))\n"
         "print(default_worker_pool().workers(), remote(myid)() in (2, 3))\n"
