@@ -71,6 +71,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # A run in the background of a shell has SIGINT ignored, and its children inherit that: the
+    # drivers whose Ctrl-C is tested would not hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seed = config.getoption("--seed")
     if seed is None:
         seed = random.SystemRandom().randrange(2**32)

@@ -292,6 +292,8 @@ def _send(peer: Peer, wants: int, ident: int, f: Any, args: Any, kw: Any) -> Non
         peer.post(*pack(CALL, flags, ident, aux, body, payload.buffers))
     else:
         peer.post(_head(CALL, flags, 0, len(body), ident, aux) + body)
+    for name in payload.names:  # functions among the arguments assign these there
+        peer.bound.pop(name, None)
     if fresh:
         peer.bound.update(fresh)
 

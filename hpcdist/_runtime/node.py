@@ -135,7 +135,10 @@ class Node:
         elif kind == CONTROL:
             handler = self.handlers.get(aux)
             if handler is not None:
-                handler(peer, ident, body, buffers)
+                try:
+                    handler(peer, ident, body, buffers)
+                except Exception:  # its fault must not hit whoever happens to drive
+                    sys.excepthook(*sys.exc_info())
 
     def complete(self, slot: Any) -> None:
         """End a wait: a Slot's, or a Future's, which also tells its callbacks."""

@@ -406,11 +406,11 @@ class Progress:
     def _handle(self, fd: int, events: int) -> None:
         handler = self._handlers.get(fd)
         if handler is not None:
-            handler(events)
+            _safely(handler, events)
 
     def _run_timers(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
+            _safely(heapq.heappop(self._timers)[2])
 
     def _sleep(self, slot: Waitable, deadline: float | None) -> None:
         """Sleep until something happens, having made sure that whatever happens wakes us."""
@@ -571,6 +571,14 @@ class _InterruptGuard:
     def end(self) -> None:
         if self._replaced is not None:
             signal.signal(signal.SIGINT, self._replaced)
+
+
+def _safely(fn: Callable[..., None], *args: Any) -> None:
+    """Call a handler; its fault must neither end the helper nor hit whoever happens to wait."""
+    try:
+        fn(*args)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
 
 
 def _open(latch: Any) -> None:

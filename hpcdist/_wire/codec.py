@@ -31,9 +31,12 @@ met: list[tuple[int, Any]] = []
 
 
 class Payload:
-    """A pickled value: the stream, its buffers, and the references inside it."""
+    """A pickled value: the stream, its buffers, and the references inside it.
 
-    __slots__ = ("body", "buffers", "refs")
+    `names` are the globals of `__main__` that unpickling it assigns, for functions inside it.
+    """
+
+    __slots__ = ("body", "buffers", "names", "refs")
 
     def __init__(
         self, body: bytes, buffers: Sequence[Buffer] = (), refs: Sequence[Any] = ()
@@ -41,6 +44,7 @@ class Payload:
         self.body = body
         self.buffers = buffers
         self.refs = refs
+        self.names: Sequence[str] = ()
 
     def own(self) -> Payload:
         """Copy the buffers that belong to the sender's objects, which may change meanwhile."""
@@ -83,10 +87,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     assigned by cloudpickle's own state setter, into the dictionary named here.
     """
 
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self.main_names: set[str] = set()
+
     def _function_getnewargs(self, func: FunctionType) -> tuple[Any, ...]:
         code, base, name, defaults, closure = super()._function_getnewargs(func)
         if func.__globals__ is main_globals():
             base = _MAIN
+            self.main_names.update(global_names(func.__code__))
         return code, base, name, defaults, closure
 
 
@@ -113,12 +122,15 @@ def dumps(value: Any) -> Payload:
     _taken()
     buffers.clear()
     stream = io.BytesIO()
+    pickler = _Pickler(stream, 5, buffer_callback=apart)
     try:
-        _Pickler(stream, 5, buffer_callback=apart).dump(value)
+        pickler.dump(value)
     except BaseException:
         _taken()
         raise
-    return Payload(stream.getvalue(), buffers, _taken())
+    payload = Payload(stream.getvalue(), buffers, _taken())
+    payload.names = tuple(pickler.main_names)
+    return payload
 
 
 def loads(body: bytes | bytearray | memoryview, buffers: Sequence[Buffer] = ()) -> Any:
