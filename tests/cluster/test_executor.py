@@ -127,12 +127,10 @@ def test_tasks_run_on_the_workers(pids: list[int]) -> None:
 
 def test_a_slow_task_holds_up_few_others(pids: list[int]) -> None:
     with Executor() as executor:
-        slow = executor.submit(time.sleep, 3)
-        start = time.monotonic()
+        slow = executor.submit(time.sleep, 8)
         quick = [executor.submit(time.sleep, 0.01) for _ in range(60)]
-        done, _ = concurrent.futures.wait(quick, timeout=2)
+        done, _ = concurrent.futures.wait(quick, timeout=7)
         assert len(done) >= 59
-        assert time.monotonic() - start < 2.5
         assert not slow.done()
 
 
@@ -228,12 +226,12 @@ def test_map_of_an_endless_iterable(pids: list[int]) -> None:
 
 def test_an_abandoned_map_cancels_what_has_not_started(pids: list[int]) -> None:
     with Executor() as executor:
-        found = executor.map(time.sleep, [0.05] * 200)
+        found = executor.map(time.sleep, [0.1] * 600)
         next(found)
         del found
         gc.collect()
         start = time.monotonic()
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 10  # All of them take 20 s.
 
 
 # --- cancelling, shutting down -------------------------------------------------------------------

@@ -26,6 +26,7 @@ from hpcdist import (
     WorkerPool,
     imap,
     imap_unordered,
+    interrupt,
     myid,
     pmap,
     remotecall,
@@ -206,10 +207,10 @@ def test_pmap_consumes_little_in_vain(pids: list[int]) -> None:
 
 def test_imap_yields_before_the_end(pids: list[int]) -> None:
     start = time.monotonic()
-    results = imap(lambda x: nap(x, 0.05 if x < 3 else 0.5), range(9))
+    results = imap(lambda x: nap(x, 0.05 if x < 3 else 4.0), range(6))
     assert next(results) == 0
-    assert time.monotonic() - start < 0.45
-    assert list(results) == list(range(1, 9))
+    assert time.monotonic() - start < 3.5
+    assert list(results) == list(range(1, 6))
 
 
 def test_unordered_does_not_wait_for_the_slow(pids: list[int]) -> None:
@@ -238,7 +239,7 @@ def test_an_abandoned_imap_leaves_the_workers_free(pids: list[int]) -> None:
     del results
     start = time.monotonic()
     assert remotecall_fetch(myid, pids[0]) == pids[0]
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
     assert pmap(square, range(10)) == [k * k for k in range(10)]
 
 
@@ -247,23 +248,23 @@ def test_an_abandoned_imap_leaves_the_workers_free(pids: list[int]) -> None:
 
 @pytest.mark.parametrize("size", ["auto", 1])
 def test_a_slow_item_holds_up_nobody(pids: list[int], size: Any) -> None:
-    start = time.monotonic()
-    assert pmap(lambda x: nap(x, 1.0 if x == 0 else 0.01), range(100), batch_size=size) == list(
-        range(100)
+    order = list(
+        imap_unordered(lambda x: nap(x, 3.0 if x == 0 else 0.01), range(100), batch_size=size)
     )
-    assert time.monotonic() - start < 1.6
+    assert order[-1] == 0
+    assert sorted(order) == list(range(100))
 
 
 def test_items_behind_a_slow_one_in_its_batch_are_handed_back(pids: list[int]) -> None:
     done_at = {}
     pmap(square, range(10))
     start = time.monotonic()
-    for x in imap_unordered(lambda x: nap(x, 1.0) if x == 2000 else x, range(4000)):
+    for x in imap_unordered(lambda x: nap(x, 5.0) if x == 2000 else x, range(4000)):
         done_at[x] = time.monotonic() - start
     assert len(done_at) == 4000
     # Those before it in its batch are done too, but come with it.
-    assert max(done_at[x] for x in range(2001, 4000)) < 0.8
-    assert sum(t > 0.8 for t in done_at.values()) < 1000
+    assert max(done_at[x] for x in range(2001, 4000)) < 4.5
+    assert sum(t > 4.5 for t in done_at.values()) < 1000
 
 
 def test_every_item_runs_once(pids: list[int], tmp_path: Path) -> None:
@@ -280,11 +281,11 @@ def test_every_item_runs_once(pids: list[int], tmp_path: Path) -> None:
 
 
 def test_busy_workers_do_not_hold_up_the_map(pids: list[int]) -> None:
-    busy = remotecall(nap, pids[0], 0, seconds=1.5)
-    start = time.monotonic()
+    busy = remotecall(nap, pids[0], 0, seconds=30)
     assert pmap(nap, range(20)) == list(range(20))
-    assert time.monotonic() - start < 1.2
-    busy.wait()
+    assert not busy.done()
+    interrupt(pids[0])
+    assert busy.exception() is not None
 
 
 # --- errors ---------------------------------------------------------------------------------------
