@@ -5,7 +5,8 @@ no user code and has one thread. When the socket ends, the world ends: that is w
 in C dies with its driver.
 
 Messages both ways are a u32 length (little endian) and JSON. In: `launch`, then `kill`,
-`registered`, `end`. Out: `started`, `exit`, `out`, `launcher_exit`, `failed`, and `ended` last.
+`registered`, `end`. Out: `launching`, `started`, `exit`, `out`, `launcher_exit`, `failed`, and
+`ended` last.
 
 Three ways to launch:
 
@@ -40,6 +41,7 @@ from hpcdist._managers.processes import (
     Output,
     adopt_output,
     default_signals,
+    descends,
     flush_streams,
     fresh_main,
     kill_group,
@@ -206,6 +208,7 @@ class Keeper:
         name = op["op"]
         if name == "launch" and not self.launch:
             self.launch = op
+            self.send(ev="launching")
             try:
                 self._start()
             except Exception as error:  # the edge of the process: pid 1 must hear of it
@@ -394,12 +397,12 @@ class Keeper:
         self.plan.append((time.monotonic() + REGISTRATION_LAG, decide))
 
     def _adopt(self, rank: int, pid: int) -> None:
-        """Take a launcher's rank for ours if it is on this host, in our session.
+        """Take a launcher's rank for ours if it is on this host, started by us.
 
         A world over several hosts reports pids that may belong to strangers here.
         """
         status = stat_of(pid)
-        if status is not None and status.session == os.getsid(0):
+        if status is not None and descends(pid, self.me):
             self.pids[rank] = pid
             self.births[rank] = status.birth
             self.living.add(rank)

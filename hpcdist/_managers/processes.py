@@ -157,6 +157,7 @@ class Stat:
     """What `/proc/<pid>/stat` says; proc(5)."""
 
     def __init__(self, fields: list[str]) -> None:
+        self.parent = int(fields[1])
         self.group = int(fields[2])
         self.session = int(fields[3])
         self.birth = fields[19]
@@ -168,6 +169,18 @@ def stat_of(pid: int) -> Stat | None:
             return Stat(file.read().rpartition(")")[2].split())
     except OSError:
         return None
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether a process is a descendant of another. hydra gives its ranks sessions of their own."""
+    while pid > 1:
+        status = stat_of(pid)
+        if status is None:
+            return False
+        pid = status.parent
+        if pid == ancestor:
+            return True
+    return False
 
 
 def rank_of(pid: int) -> int | None:

@@ -8,7 +8,8 @@ Exactly one thread drives at a time: the holder of `_wheel`. Only the driver tou
 and timers. Everyone else appends to an outbox and marks it dirty; the driver flushes it.
 
 The helper has three postures:
-- parked: a driver is asleep in epoll and sees to everything; the helper waits without limit;
+- parked: a driver is asleep in epoll and sees to everything; the helper looks ever more seldom. It
+  is not woken when that driver goes on: it would want the interpreter just when a call is answered;
 - watching: somebody drove a moment ago; the helper looks every TICK seconds whether it is needed;
 - driving: nobody waits (user code runs, or the REPL is idle); it sleeps in epoll like a driver,
   but without holding the wheel, so that the next waiter takes over without asking.
@@ -33,6 +34,7 @@ from hpcdist._transport.contracts import Outbox, Plane, Waitable
 
 TICK = 0.002
 _SLEEP_MAX = 1.0  # a lost wake-up costs a second at the most
+_NAP_MAX = 0.05  # seconds a call may run after a long rest before the helper takes notice
 _WAKE_UP = 0.001  # seconds until a sleeper that was rung has answered
 _BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
 _CORES = len(os.sched_getaffinity(0))
@@ -209,7 +211,7 @@ class Progress:
     def let_go(self) -> None:
         """Give the wheel back."""
         self._wheel.release()
-        if self.dirty or self._followers or self._parked:
+        if self.dirty or self._followers:
             self._pass_wheel_on()
         if self._main_inside and _ident() == _MAIN:
             self._leave_main()
@@ -315,9 +317,6 @@ class Progress:
                 self._wheel.release()
         if self._followers:
             self._release_follower()
-        elif self._parked:
-            self._parked = False
-            _open(self._tick)
 
     def _follow(self, slot: Waitable, deadline: float | None) -> None:
         latch = threading.Lock()
@@ -459,9 +458,11 @@ class Progress:
 
     def _help(self) -> None:
         seen = -1
+        nap = TICK
         while not self._stopped:
             if self._wheel.acquire(False):
                 if self._waits == seen:
+                    nap = TICK
                     self._help_drive()
                     continue
                 seen = self._waits
@@ -474,9 +475,11 @@ class Progress:
                 if not self._asleep:
                     self._parked = False
                     continue
-                self._tick.acquire()
+                self._tick.acquire(timeout=nap)
                 self._parked = False
+                nap = min(2 * nap, _NAP_MAX)
                 continue
+            nap = TICK
             self._tick.acquire(timeout=TICK)
 
     def _pass(self) -> None:

@@ -404,8 +404,8 @@ def with_world(tmp_path: Path, worker: str, expected: str) -> None:
             events += keeper.receive()
     keeper.wait(5.0)
     keeper.close()
-    assert [event["ev"] for event in events] == ["failed", "ended"]
-    assert expected in events[0]["text"]
+    assert [event["ev"] for event in events] == ["launching", "failed", "ended"]
+    assert expected in events[1]["text"]
 
 
 @pytest.mark.skipif("mpirun" not in HOWS, reason="no Open MPI")
