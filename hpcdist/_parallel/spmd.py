@@ -453,6 +453,7 @@ def _communicator(pids: tuple[int, ...], number: int, fresh: bool, worn: bool) -
     rank_of[node.me] = plane.rank
     everyone = plane.comm.Get_group()
     group = everyone.Incl([rank_of[pid] for pid in pids])
+    plane.paused = True
     try:
         if worn and "Open MPI" in MPI.Get_library_version():
             # Create_group fails in every world that has noticed a death (5.0.11: PROC_FAILED, as
@@ -462,6 +463,7 @@ def _communicator(pids: tuple[int, ...], number: int, fresh: bool, worn: bool) -
             # The tag keeps apart what happens at the same time.
             made = plane.comm.Create_group(group, number % 32768)
     finally:
+        plane.paused = False
         group.Free()
         everyone.Free()
     made.Set_errhandler(MPI.ERRORS_RETURN)

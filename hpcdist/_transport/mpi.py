@@ -66,6 +66,9 @@ class MpiPlane:
         self.size: int = comm.Get_size()
         self.peers: dict[int, Any] = {}
         self.dead: set[int] = set()
+        # Set while a user's thread makes a communicator: Open MPI 5.0.11 was seen to hang in
+        # Create_group while another thread polled beside it.
+        self.paused = False
         self.woke = False  # a sleeper was rung: its answer takes longer
         self._deliver = deliver
         self._bells = bells
@@ -130,6 +133,8 @@ class MpiPlane:
 
     def poll(self) -> bool:
         """Receive what has arrived and complete what was sent; tell whether anything was."""
+        if self.paused:
+            return False
         try:
             message = self._probe(self._any, FRAME, self._status)
         except self._failed:  # ULFM: some peer has died; which one, we hear from pid 1
