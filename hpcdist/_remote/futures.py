@@ -308,17 +308,11 @@ class Future(Reference, concurrent.futures.Future[Any]):
             return True
         if self.where == node.me:
             return cell_of(self.key).outcome >= 0 or self.ready
-        if self.is_call and self.whence == node.me:
-            slot = node.request(self.where, READY, self.key)
-            node.wait(slot)
-            if slot.error is not None:
-                raise slot.error
-            return bool(self.ready or slot.value[1])
         slot = node.request(self.where, READY, self.key)
         node.wait(slot)
         if slot.error is not None:
             raise slot.error
-        return bool(slot.value[1])
+        return bool(self.ready or slot.value[1])
 
     # Setting it
 
