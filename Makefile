@@ -1,4 +1,6 @@
-# Needs python3 (3.11 or newer, with venv) and make; everything else is installed into .venv*/.
+# Needs python3 (3.11 or newer, with venv) and make; everything else is installed into .venv*/, but
+# for the Slurm of the tests: that is Debian's, and where it can be neither found nor installed, its
+# tests are skipped.
 
 PYTHON ?= python3
 # The MPI of `make demo` and `make bench`, and the MPIs that `make test` goes through.
@@ -6,6 +8,8 @@ MPI ?= mpich
 MPIS ?= mpich openmpi
 RANKS ?= 4
 PYTEST_ARGS ?=
+# --need-slurm: where no Slurm can be set up, its tests fail instead of being skipped.
+SLURM_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
@@ -20,8 +24,8 @@ MPI_ENV = OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 	PRTE_MCA_hwloc_default_binding_policy=none
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean
-.PHONY: $(foreach mpi,$(MPIS),test-$(mpi) outside-$(mpi) inworld-$(mpi))
+.PHONY: help demo test lint format bench docs clean install-slurm
+.PHONY: $(foreach mpi,$(MPIS),test-$(mpi) outside-$(mpi) inworld-$(mpi) slurm-$(mpi))
 .SECONDARY:
 # The tests measure time limits, and two runs at once would disturb each other.
 .NOTPARALLEL:
@@ -29,6 +33,7 @@ MPI_ENV = OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 help:
 	@echo 'make demo [MPI=openmpi]            a first look, in its own environment'
 	@echo 'make test [MPIS="mpich openmpi"]   lint, then all tests with each MPI'
+	@echo 'make slurm-mpich | slurm-openmpi   the tests with a real Slurm alone: root on Linux'
 	@echo 'make lint | format | bench | docs | clean'
 
 # $(call make-venv,folder,extras): makes the environment if it is missing, then installs.
@@ -75,7 +80,7 @@ format: .venv-lint/.installed
 
 test: lint $(MPIS:%=test-%)
 
-$(MPIS:%=test-%): test-%: outside-% inworld-%
+$(MPIS:%=test-%): test-%: outside-% inworld-% slurm-%
 
 $(MPIS:%=outside-%): outside-%: .venv-%/.installed
 	@echo '== tests outside a world, with $*'
@@ -85,6 +90,13 @@ $(MPIS:%=inworld-%): inworld-%: .venv-%/.installed
 	@echo '== tests inside a world of $(RANKS) ranks, with $*'
 	$(MPI_ENV) .venv-$*/bin/mpiexec -n $(RANKS) \
 		.venv-$*/bin/python -m pytest --color=no --with-mpi tests/mpi $(PYTEST_ARGS)
+
+$(MPIS:%=slurm-%): slurm-%: .venv-%/.installed install-slurm
+	@echo '== tests with a real Slurm, with $*'
+	.venv-$*/bin/python -m pytest tests/slurm $(SLURM_ARGS) $(PYTEST_ARGS)
+
+install-slurm:
+	tests/slurm/install.sh
 
 bench: .venv-$(MPI)/.installed
 	.venv-$(MPI)/bin/python -m benchmarks

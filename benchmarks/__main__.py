@@ -41,6 +41,8 @@ class Result:
         if row.bound is None:
             return None
         if row.against == "value":
+            if row.more:
+                return self.value >= row.bound
             limit = max(row.bound, (row.or_floors or 0) * self.floor)
             return self.value <= limit
         assert self.ratio is not None

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 from typing import Any
 
-from benchmarks import floor, idle
+from benchmarks import floor, idle, parallel
 from benchmarks.statistics import Pair, best_third, median, quantile
 from tests.helpers import mpi_environment, mpiexec
 
 MARK = "figures: "
 LENGTH = 64 * 1024 * 1024 // 8  # of the array: 64 MB of float64
 OUTSTANDING = 20_000
+SPREAD = (2, 8, 32, 64)
 
 noop = lambda: None
 echo = lambda x: x
@@ -289,6 +290,13 @@ SCENARIOS: dict[str, Callable[[], Figures]] = {
     "crowd": lambda: crowd(in_world()),
     "crowd_outside": lambda: crowd(outside(8)),
     "start": start,
+    "maps": lambda: parallel.maps(outside(4), rounds),
+    "loops": lambda: parallel.loops(outside(4), rounds),
+    "loops_world": lambda: parallel.loops(in_world(), rounds),
+    "values": lambda: parallel.values(outside(4), rounds),
+    "speedups": lambda: parallel.speedups(outside(2), rounds),
+    "death": lambda: parallel.death(outside(4)),
+    **{f"everywhere_{n}": lambda n=n: parallel.spread(outside(n), rounds) for n in SPREAD},
 }
 
 SCALE = 1.0

@@ -1,7 +1,7 @@
 """The rows of the table: what is measured by which driver, and what is asked of it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Scenario:
     rows: tuple[Row, ...]
     ranks: int | None = None
 
+
+_VALUE_MORE: Any = {"against": "value", "more": True}
 
 # Seconds from addprocs(4) to the first result of all four.
 START_BOUND = {"mpich": 0.5, "openmpi": 0.8}
@@ -114,4 +116,63 @@ def scenarios(mpi: str) -> list[Scenario]:
                 ),
             ),
         ),
+        *_parallel(),
+    ]
+
+
+def _parallel() -> list[Scenario]:
+    """Four workers by `addprocs` unless the row says otherwise."""
+    spread = [
+        Scenario(
+            f"everywhere_{n}",
+            (
+                Row("messages", f"everywhere, {n} workers, messages of pid 1", ""),
+                Row("time", f"everywhere, {n} workers", "ms"),
+            ),
+        )
+        for n in (2, 8, 32, 64)
+    ]
+    return [
+        Scenario(
+            "maps",
+            (
+                Row("auto", "pmap of 10,000 no-ops (floor: pool.map)", "M/s", 5, **_VALUE_MORE),
+                Row("single", "the same, batch_size=1", "k/s", 100, **_VALUE_MORE),
+                Row("calls", "1,000 outstanding calls", "k/s", 150, **_VALUE_MORE),
+                Row("closure", "16 MB closure over 200 items", "ms", 100, against="value"),
+            ),
+        ),
+        Scenario(
+            "loops",
+            (
+                Row("loop", "distributed(range(1000), add), p50", "us", 60, against="value"),
+                Row("everywhere", 'everywhere("1"), p50', "us", 80, against="value"),
+            ),
+        ),
+        Scenario(
+            "loops_world",
+            (
+                Row("loop", "the loop, mpirun, p50", "us", 60, against="value"),
+                Row("everywhere", "everywhere, mpirun, p50", "us", 80, against="value"),
+            ),
+            ranks=5,
+        ),
+        Scenario(
+            "values",
+            (
+                Row("bcast", "64 MB on 4 workers (floor: MPI_Bcast)", "ms", 20, against="value"),
+                Row("sum", "sum of 8 MB arrays (floor: MPI_Reduce)", "ms", 8, against="value"),
+            ),
+        ),
+        Scenario(
+            "speedups",
+            (
+                Row("pi", "Leibniz on 2 workers, times quicker", "x", 1.9, **_VALUE_MORE),
+                Row("svd", "sixty SVDs on 2 workers, times quicker", "x", 1.8, **_VALUE_MORE),
+            ),
+        ),
+        Scenario(
+            "death", (Row("death", "200 items, one worker killed", "s", 0.7, against="value"),)
+        ),
+        *spread,
     ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hpcdist._managers.base import ClusterManager as ClusterManager
     from hpcdist._managers.base import WorkerConfig as WorkerConfig
     from hpcdist._managers.base import default_addprocs_params as default_addprocs_params
+    from hpcdist._managers.batch.slurm import SlurmManager as SlurmManager
     from hpcdist._managers.launch import Launch as Launch
     from hpcdist._managers.lifecycle import Removal as Removal
     from hpcdist._managers.lifecycle import addprocs as addprocs
@@ -94,6 +95,7 @@ _HOMES = {
     "_managers.base": "ClusterManager WorkerConfig default_addprocs_params",
     "_managers.launch": "Launch",
     "_managers.lifecycle": "Removal addprocs cluster init launch rmprocs shutdown",
+    "_managers.batch.slurm": "SlurmManager",
     "_managers.local": "LocalManager",
     "_managers.lowlevel": (
         "cluster_cookie init_worker process_messages start_worker worker_id_from_socket"

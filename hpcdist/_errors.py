@@ -153,6 +153,9 @@ class RemoteException(HpcdistError):
         return f"On {'process' if self.pid == 1 else 'worker'} {self.pid}:"
 
 
+_late_reasons: dict[int, str] = {}  # by pid; pids are never given twice
+
+
 class ProcessExitedException(HpcdistError):
     """A process is gone, and with it what was asked of it.
 
@@ -168,10 +171,23 @@ class ProcessExitedException(HpcdistError):
 
     def __init__(self, pid: int, why: str = "", host: str = "", stderr: Iterable[str] = ()) -> None:
         self.pid = pid
-        self.why = why
+        self._why = why
         self.host = host
         self.stderr = list(stderr)
         super().__init__(pid, why, host, self.stderr)
+
+    @property
+    def why(self) -> str:
+        """The reason. A scheduler's verdict may come a little later, and is told here then."""
+        return _late_reasons.get(self.pid, self._why)
+
+    @why.setter
+    def why(self, text: str) -> None:
+        self._why = text
+
+    def amend(self, why: str) -> None:
+        """Take a reason that has come late, for every exception about this process."""
+        _late_reasons[self.pid] = why
 
     def __str__(self) -> str:
         who = f"{'Process' if self.pid == 1 else 'Worker'} {self.pid}"

@@ -1,8 +1,10 @@
 """What every test gets: a time limit, a printed seed, a check for leftovers, and the fixtures.
 
-Two kinds of run share this file. `pytest tests/unit tests/cluster` is one process, pid 1 of the
-clusters its tests make. `mpiexec -n 4 python -m pytest --with-mpi tests/mpi` is four, which run the
-same tests in step (see `tests/mpi/conftest.py`); there rank 0 chooses seed and temporary folder.
+Three kinds of run share this file. `pytest tests/unit tests/cluster` is one process, pid 1 of the
+clusters its tests make. `pytest tests/slurm` is one too; its tests' programs run on the machines of
+a cluster (see `tests/slurm/conftest.py`). `mpiexec -n 4 python -m pytest --with-mpi tests/mpi` is
+four, which run the same tests in step (see `tests/mpi/conftest.py`); there rank 0 chooses seed and
+temporary folder.
 """
 
 import io
@@ -64,6 +66,7 @@ RUN = pytest.StashKey[Run]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of `random` in every test")
+    parser.addoption("--need-slurm", action="store_true", help="no Slurm is a failure, not a skip")
 
 
 # --- the session ------------------------------------------------------------

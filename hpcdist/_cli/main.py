@@ -25,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hpcdist._cli.worker import join
 
         join(args[2])
+    if args[:2] == ["keeper", "--join"] and args[3:4] == ["--"]:
+        from hpcdist._managers.job_keeper import keep
+
+        keep(args[2], args[4:])
     from hpcdist._cli.parser import parse
 
     return _dispatch(parse(args))

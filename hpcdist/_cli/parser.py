@@ -8,7 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from hpcdist._cli import job_options
+
 _Parser = argparse.ArgumentParser
+# Commands whose unknown options are the scheduler's.
+_FOR_SCHEDULERS = ("submit", "script", "doctor")
 
 _RUN = """\
 Add N workers, then run a Python program as process 1, as `python driver.py` would.
@@ -34,6 +38,45 @@ cluster and holds its secret; `-` reads it from standard input.
 _DEMO = """\
 A first look: pi summed over the workers, a channel between two of them, a worker's error. Runs
 under `mpiexec -n N`; where no MPI is installed, with N - 1 workers on plain processes.
+"""
+
+
+_SUBMIT = """\
+Submit a job in which the driver runs as rank 0 of a world of N ranks; hpcdist.init() in it makes
+the others its workers. Prints the job's id. Options not listed here go to the scheduler.
+"""
+_SUBMIT_EXAMPLES = """\
+examples:
+  hpcdist submit driver.py -n 128 --partition debug -t 5:00
+  hpcdist submit driver.py -n 128 --exclusive --wait 10 20     (10 and 20 are for the driver)
+  hpcdist submit -n 8 --partition=debug driver.py --size 100   (--size too)
+  hpcdist submit -n 8 --setup "source env.sh" --module gcc --dry-run driver.py
+
+Options that follow the driver's name are ours or the scheduler's up to the first word that is
+neither, or `--`. Where -n stands before the driver, all that follows it is the driver's.
+"""
+_SCRIPT = """\
+Print the job script that addprocs(SlurmManager(N), ...) would submit. Nothing is made or submitted.
+Options that are not listed here go to the scheduler.
+"""
+_SCRIPT_EXAMPLES = """\
+example:
+  hpcdist script -n 8 --partition debug -t 5:00 --module gcc
+"""
+_JOBS = """\
+List your jobs that hpcdist has submitted: those that have not ended, and those of the last day.
+"""
+_CANCEL = """\
+End jobs that hpcdist has submitted. JOB is a job's id, that of a job array, or a run's name.
+"""
+_DOCTOR = """\
+Check whether workers can be had here, line by line; what fails comes with its remedy. Options that
+are not listed here go to the scheduler, as with submit. Ends with 1 if a check has failed.
+"""
+_DOCTOR_EXAMPLES = """\
+examples:
+  hpcdist doctor
+  hpcdist doctor --scheduler slurm --run --partition debug
 """
 
 
@@ -65,12 +108,35 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
         )
-    options = parser.parse_args(args)
+    divided = _divide(args)
+    options = parser.parse_args(args if divided is None else [args[0], *divided.ours])
+    if divided is not None:
+        options.theirs, options.program = divided.theirs, list(divided.program)
+        _check_job(commands.choices[options.command], options)
     if options.command is None:
         parser.error("a command is missing: " + ", ".join(_COMMANDS))
     if options.command == "run":
         _check_run(commands.choices["run"], options)
     return options
+
+
+def _divide(args: Sequence[str]) -> job_options.Divided | None:
+    """Divide the arguments of a command that takes a scheduler's options too."""
+    if not args or args[0] not in _FOR_SCHEDULERS:
+        return None
+    from hpcdist._cli import schedulers
+
+    rest, ours = args[1:], job_options.ours(args[0])
+    bare = schedulers.bare_options(rest)
+    return job_options.divide(rest, ours, bare, program=args[0] == "submit")
+
+
+def _check_job(parser: _Parser, options: argparse.Namespace) -> None:
+    job_options.check(options.command, options.theirs, parser.error)
+    if options.command == "submit" and not options.program:
+        parser.error("the program to submit is missing")
+    if options.n is None:
+        parser.error("say how many with -n N (where it follows the program: before its arguments)")
 
 
 def _version() -> str:
@@ -129,6 +195,45 @@ def _demo_arguments(parser: _Parser) -> None:
     )
 
 
+def _submit_arguments(parser: _Parser) -> None:
+    parser.usage = "hpcdist submit driver.py -n N [option ...] [argument ...]"
+    _job_arguments(parser, "submit", "ranks; rank 0 is the driver")
+
+
+def _script_arguments(parser: _Parser) -> None:
+    parser.usage = "hpcdist script -n N [option ...]"
+    _job_arguments(parser, "script", "workers")
+
+
+def _doctor_arguments(parser: _Parser) -> None:
+    parser.usage = "hpcdist doctor [--scheduler slurm] [--run] [option ...]"
+    _job_arguments(parser, "doctor", "ranks of the test job (default: 2)", default=2)
+
+
+def _job_arguments(parser: _Parser, command: str, what: str, default: int | None = None) -> None:
+    parser.add_argument(
+        "-n",
+        "--ntasks",
+        dest="n",
+        type=_at_least(1),
+        default=default,
+        metavar="N",
+        help=f"how many {what}",
+    )
+    job_options.add_arguments(parser, command)
+
+
+def _jobs_arguments(parser: _Parser) -> None:
+    parser.add_argument("--all", action="store_true", help="also those that ended long ago")
+    parser.add_argument(
+        "--clear", action="store_true", help="remove the folders, with the logs, of ended ones"
+    )
+
+
+def _cancel_arguments(parser: _Parser) -> None:
+    parser.add_argument("jobs", nargs="+", metavar="JOB", help="a job's id, as `jobs` shows it")
+
+
 def _add_workers(parser: _Parser, flag: str, text: str) -> None:
     parser.add_argument(
         flag, dest="workers", type=_workers, metavar="N", help=f"{text}; auto: one per core"
@@ -161,6 +266,21 @@ def _at_least(least: int) -> Callable[[str], int]:
 _COMMANDS: dict[str, tuple[str, str, str, Callable[[_Parser], None]]] = {
     "run": ("run a program with workers", _RUN, _RUN_EXAMPLES, _run_arguments),
     "repl": ("an interactive Python with workers", _REPL, "", _repl_arguments),
+    "submit": (
+        "submit a driver as a job",
+        _SUBMIT,
+        _SUBMIT_EXAMPLES,
+        _submit_arguments,
+    ),
+    "script": (
+        "print the job script for workers",
+        _SCRIPT,
+        _SCRIPT_EXAMPLES,
+        _script_arguments,
+    ),
+    "jobs": ("list your jobs", _JOBS, "", _jobs_arguments),
+    "cancel": ("end jobs", _CANCEL, "", _cancel_arguments),
+    "doctor": ("check what is here", _DOCTOR, _DOCTOR_EXAMPLES, _doctor_arguments),
     "demo": ("a first look", _DEMO, "", _demo_arguments),
     "worker": ("be a worker (for cluster managers)", _WORKER, "", _worker_arguments),
 }

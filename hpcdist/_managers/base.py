@@ -8,7 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcdist._managers.launch import Launch
+    from hpcdist._managers.world import World
 
 
 @dataclass
@@ -86,6 +90,53 @@ class ClusterManager:
             "--join",
             params["join"],
         ]
+
+
+class KeptManager(ClusterManager):
+    """A manager whose workers a keeper starts and watches."""
+
+    own_params: Iterable[str] | None = ()
+
+    def start(self, launch: Launch) -> None:
+        """Start the keepers of a launch's worlds, or see to it that they are started."""
+        raise NotImplementedError
+
+
+class JobManager(KeptManager):
+    """A manager whose worlds are jobs of a scheduler, on hosts and at a time of its choice."""
+
+    own_params = None
+
+    def prepare(self, settings: Settings) -> None:
+        """Refuse what is wrong with the settings, before anything is made."""
+
+    def sizes(self, settings: Settings) -> list[int]:
+        """Return how many workers each job is to have."""
+        raise NotImplementedError
+
+    def interface(self, settings: Settings) -> str | None:
+        """Return by which interface of this host the jobs are to reach it; None: by any."""
+        return None
+
+    def make_folder(self, settings: Settings) -> str:
+        """Make a folder for one job, which all hosts see."""
+        raise NotImplementedError
+
+    def forget_folder(self, world: World) -> None:
+        """Remove the folder of a job that has ended, unless it is to be kept."""
+        raise NotImplementedError
+
+    def note(self, launch: Launch) -> str:
+        """Return how a launch stands, as one line for people."""
+        raise NotImplementedError
+
+    def end_of(self, world: World) -> str | None:
+        """Ask how the job of a world ended. May take a while."""
+        raise NotImplementedError
+
+    def cancel_jobs(self, launch: Launch) -> None:
+        """End the jobs of a launch's closed worlds, also one being submitted. May take a while."""
+        raise NotImplementedError
 
 
 def default_addprocs_params(manager: ClusterManager | None = None) -> dict[str, Any]:

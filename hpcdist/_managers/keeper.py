@@ -2,7 +2,7 @@
 
 Run by pid 1 as `python -m hpcdist._managers.keeper`, with a socket to pid 1 as its fd 0. It runs
 no user code and has one thread. When the socket ends, the world ends: that is why a worker stuck
-in C dies with its driver.
+in C dies with its driver. The keeper of a batch job is in `jobs`.
 
 Messages both ways are a u32 length (little endian) and JSON. In: `launch`, then `kill`,
 `registered`, `end`. Out: `launching`, `started`, `exit`, `out`, `launcher_exit`, `failed`, and
@@ -40,12 +40,10 @@ from hpcdist._managers.processes import (
     Op,
     Output,
     adopt_output,
+    become,
     default_signals,
     descends,
-    flush_streams,
-    fresh_main,
     kill_group,
-    lead_python_path,
     pack,
     parse_launcher,
     point_streams,
@@ -106,7 +104,7 @@ class Keeper:
 
     def run(self) -> None:
         """Serve until the world has ended and everything is cleaned up."""
-        os.set_blocking(self.link, False)
+        self._set_blocking(False)
         os.set_blocking(self._woken, False)
         os.set_blocking(self._waker, False)
         self._watch(self.link, self._read_link)
@@ -158,12 +156,21 @@ class Keeper:
         self._outgoing += pack(event)
         self._flush()
 
+    def _set_blocking(self, blocking: bool) -> None:
+        os.set_blocking(self.link, blocking)
+
+    def _receive(self) -> bytes:
+        return os.read(self.link, CHUNK)
+
+    def _transmit(self, data: bytes) -> int:
+        return os.write(self.link, data)
+
     def _flush(self) -> None:
         if self.link < 0:
             return
         try:
             while self._outgoing:
-                del self._outgoing[: os.write(self.link, self._outgoing)]
+                del self._outgoing[: self._transmit(bytes(self._outgoing[:CHUNK]))]
         except BlockingIOError:
             pass
         except OSError:
@@ -184,7 +191,7 @@ class Keeper:
 
     def _read_link(self) -> None:
         try:
-            data = os.read(self.link, CHUNK)
+            data = self._receive()
         except BlockingIOError:
             return
         except OSError:
@@ -216,7 +223,8 @@ class Keeper:
         elif name == "kill":
             self._signal(op["rank"], op["signal"])
         elif name == "registered":
-            self._register(op["rank"], op["os_pid"])
+            self._note(op)
+            self._register(op["rank"])
         elif name == "end":
             self.end(grace=float(op.get("grace", 2.0)))
 
@@ -312,7 +320,7 @@ class Keeper:
                 point_streams(out_write, err_write)
                 self._forget([out_read, out_write, err_read, err_write], keep)
                 os.environ.update(env)
-                self._become(work)
+                become(self.launch, work)
             except BaseException as error:  # never back into the keeper's loop
                 os.write(2, f"hpcdist: a rank could not be set up: {error!r}\n".encode())
             finally:
@@ -336,22 +344,6 @@ class Keeper:
             os.close(fd)
         default_signals()
 
-    def _become(self, work: Callable[[str], None] | None) -> NoReturn:
-        try:
-            if work is None:
-                lead_python_path(self.launch.get("path") or [])
-                argv = self.launch["argv"]
-                os.execvpe(argv[0], argv, os.environ)
-            fresh_main()
-            work(self.launch["join"])
-        except OSError as error:
-            print(f"hpcdist: cannot run {self.launch.get('argv')}: {error}", file=sys.stderr)
-        except BaseException:  # the edge of the process: show it where the output is collected
-            sys.excepthook(*sys.exc_info())
-        finally:
-            flush_streams()
-            os._exit(1)
-
     def _serve_pmi(self, rank: int) -> None:
         assert self.pmi is not None
         fd = self._pmi_fds[rank]
@@ -372,9 +364,12 @@ class Keeper:
                 except OSError:
                     pass  # it died; waitpid will say so
 
-    def _register(self, rank: int, pid: int) -> None:
+    def _note(self, op: Op) -> None:
+        """Remember where a rank is, which has told pid 1."""
         if self.launch.get("how") == "mpirun":
-            self._adopt(rank, pid)
+            self._adopt(op["rank"], op["os_pid"])
+
+    def _register(self, rank: int) -> None:
         if rank in self.living and rank in self.pids:
             self.segments |= segments_of(self.pids[rank])
         self._registered.add(rank)
@@ -431,6 +426,9 @@ class Keeper:
             text, deaths = parse_launcher(text)
             for other, status in deaths:
                 self._lose(other, status)
+        self._tell_output(rank, number, text)
+
+    def _tell_output(self, rank: int | None, number: int, text: str) -> None:
         if not text:
             return
         if rank is None or number == 2:
@@ -481,14 +479,14 @@ class Keeper:
     def _bury_launcher(self, status: int) -> None:
         self.launcher_status = status
         self._drain(None)
-        up = bool(self.pids or self._lost)
+        up = bool(self._registered or self.pids or self._lost)
+        if not self.ending and not up:  # before its ranks' ends, which would say less
+            command = os.path.basename(self.launch["argv"][0])
+            self.fail(f"{command} ended with status {status} before any rank was up", None)
         self._signal_all(signal.SIGKILL)
         for rank in range(self.launch["size"]):
             self._lose(rank, None)
         self.send(ev="launcher_exit", status=status)
-        if not self.ending and not up:
-            command = os.path.basename(self.launch["argv"][0])
-            self.fail(f"{command} ended with status {status} before any rank was up", None)
 
     def fail(self, reason: str, whose: int | None = None) -> None:
         """Give the world up, with the last words of a rank or (None) of the launcher."""
@@ -573,7 +571,7 @@ class Keeper:
         self.send(ev="ended")
         if self.link >= 0:
             # pid 1 may be busy: what it has not read yet goes out within a second or not at all.
-            os.set_blocking(self.link, True)
+            self._set_blocking(True)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(1)
             self._flush()
@@ -585,7 +583,11 @@ def main() -> NoReturn:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    keeper = Keeper(link)
+    serve(Keeper(link))
+
+
+def serve(keeper: Keeper) -> NoReturn:
+    """Run a keeper, whatever happens to it."""
     try:
         keeper.run()
     except Exception as error:  # the edge of the process: nothing may outlive it

@@ -1,4 +1,4 @@
-"""pid 1's side of a launch: which MPI is at hand, what to start, and the way to the keeper.
+"""pid 1's side of a launch: which MPI is at hand, and what to start.
 
 Nothing here imports `mpi4py.MPI`: pid 1 is in no world, and loading the library would put it into
 one of its own.
@@ -12,14 +12,11 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-from hpcdist._managers.processes import pack, unpack
 
 Family = Literal["mpich", "intel", "openmpi"]
 How = Literal["pmi", "mpirun", "plain"]
@@ -261,87 +258,3 @@ def launch_op(
         "cwd": cwd or os.getcwd(),
         "path": list(path),
     }
-
-
-class Keeper:
-    """A running keeper, seen from pid 1.
-
-    Start it from the main thread of a process that stays: the socket's end is the world's end.
-
-    Args:
-        python: The interpreter for it and, where they are forked, for its ranks.
-        flags: Flags of the interpreter.
-        environ: What it starts with; by default this process's, scrubbed.
-    """
-
-    def __init__(
-        self,
-        python: str = sys.executable,
-        *,
-        flags: Sequence[str] = (),
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
-        ours, theirs = socket.socketpair()
-        self._link = ours
-        self._incoming = bytearray()
-        with theirs:
-            try:
-                # -P: the current directory is the user's, and may hold a `socket.py`.
-                self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                    [python, *flags, "-P", "-m", "hpcdist._managers.keeper"],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    env=_with_package(scrubbed(os.environ if environ is None else environ)),
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-
-    def fileno(self) -> int:
-        """The socket's descriptor, to wait on; readable means `receive` has something."""
-        return self._link.fileno()
-
-    def send(self, op: dict[str, Any]) -> None:
-        """Send one op. Raises OSError when the keeper is gone."""
-        self._link.setblocking(True)
-        self._link.sendall(pack(op))
-
-    def receive(self) -> list[dict[str, Any]]:
-        """Return every complete event that has arrived, without waiting.
-
-        Raises:
-            EOFError: The keeper has ended and everything it said has been returned.
-        """
-        ended = self._fill()
-        events = unpack(self._incoming)
-        if ended and not events:
-            raise EOFError("the keeper has ended")
-        return events
-
-    def _fill(self) -> bool:
-        try:
-            while data := self._link.recv(1 << 16, socket.MSG_DONTWAIT):
-                self._incoming += data
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the keeper's process to leave; return its status."""
-        return self.process.wait(timeout)
-
-    def close(self) -> None:
-        """Drop the link. A world that is still up ends: within 3 s everything is gone."""
-        self._link.close()
-
-
-def _with_package(environ: dict[str, str]) -> dict[str, str]:
-    """Make sure the keeper finds the very hpcdist that starts it."""
-    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    entries = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if os.path.basename(here) not in ("site-packages", "dist-packages") and here not in entries:
-        environ["PYTHONPATH"] = os.pathsep.join([here, *entries])
-    return environ

@@ -15,7 +15,7 @@ from typing import Any
 
 from hpcdist import _config
 from hpcdist._managers import mpi, roster, sections  # noqa: F401  (registers its handlers)
-from hpcdist._managers.base import ClusterManager, Settings
+from hpcdist._managers.base import ClusterManager, JobManager, Settings
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.local import LocalManager
 from hpcdist._runtime.node import node
@@ -121,10 +121,9 @@ def _manager(what: Any) -> ClusterManager:
 def _settings(manager: ClusterManager, params: dict[str, Any]) -> Settings:
     own = manager.own_params
     known = _COMMON | set(own or ())
-    if own is not None or type(manager).__module__.startswith("hpcdist."):
-        for name in params:
-            if name not in known:
-                raise _config.unknown_option(name, sorted(known), "addprocs")
+    for name in params if own is not None else ():
+        if name not in known:
+            raise _config.unknown_option(name, sorted(known), "addprocs")
     given = dict(params)
     if "exename" in given:
         given["python"] = given.pop("exename")
@@ -145,6 +144,8 @@ def _settings(manager: ClusterManager, params: dict[str, Any]) -> Settings:
         extra={k: v for k, v in merged.items() if k not in _COMMON},
     )
     _check(settings)
+    if isinstance(manager, JobManager):
+        manager.prepare(settings)
     return settings
 
 
@@ -289,11 +290,12 @@ def _await_keepers() -> None:
         started.close()
     deadline = time.monotonic() + 3.0
     for started in _launches:
-        while started.keeper is not None and time.monotonic() < deadline:
+        while not started.ended() and time.monotonic() < deadline:
             try:
                 node.wait(Slot(), 0.01)
             except TimeoutError:
                 pass
+        started.end_jobs()
 
 
 def _at_exit() -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from hpcdist._managers import roster
-from hpcdist._managers.base import ClusterManager
+from hpcdist._managers.base import KeptManager
+from hpcdist._managers.keepers import Keeper
 from hpcdist._managers.launch import Launch
-from hpcdist._managers.launching import Keeper, find_mpi, launch_op, scrubbed
+from hpcdist._managers.launching import find_mpi, launch_op, scrubbed
+from hpcdist._managers.world import World
 
 
-class LocalManager(ClusterManager):
+class LocalManager(KeptManager):
     """Starts workers on this machine, as one MPI world in which one death stays one death.
 
     Args:
         n: How many.
     """
-
-    own_params = ()
 
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
@@ -35,37 +35,36 @@ class LocalManager(ClusterManager):
         if settings.isolation != "process":
             mpi = find_mpi(settings.python)
             how = mpi.how or ("mpirun" if settings.isolation == "world" else "plain")
-        start_keeper(launch, how, self.n, mpi)
+        start_keeper(launch.worlds[0], how, self.n, mpi)
 
 
-def start_keeper(launch: Launch, how: Any, size: int, mpi: Any, command: Any = ()) -> None:
-    """Start a keeper with the ranks of one launch."""
+def start_keeper(world: World, how: Any, size: int, mpi: Any, command: Any = ()) -> None:
+    """Start a keeper with the ranks of one world."""
     import os
 
-    settings = launch.settings
-    launch.expected = size
-    launch.first = roster.reserve(size)
-    launch.mpi = how != "plain"
-    launch.save_join(how=how, mpi=launch.mpi)
+    settings = world.settings
+    world.expected = size
+    world.first = roster.reserve(size)
+    world.save_join(how=how, size=size, mpi=how != "plain")
     if how == "mpirun" and settings.exeflags and not command:
         command = [settings.python, *settings.exeflags]
-        command += ["-m", "hpcdist", "worker", "--join", launch.join_file]
+        command += ["-m", "hpcdist", "worker", "--join", world.join_file]
     op = launch_op(
         how,
         size,
-        join=launch.join_file,
-        directory=launch.folder,
+        join=world.join_file,
+        directory=world.folder,
         mpi=mpi,
         python=settings.python,
         command=command,
-        env=launch.env,
-        path=launch.join["path"],
+        env=world.env,
+        path=world.join["path"],
         cwd=settings.dir,
     )
     if how == "mpirun" and mpi.family != "openmpi":
         op["argv"] = command  # the options above are Open MPI's
-    environ = {**scrubbed(os.environ), **launch.env}
+    environ = {**scrubbed(os.environ), **world.env}
     keeper = Keeper(settings.python, flags=settings.exeflags, environ=environ)
-    launch.command = " ".join(op["argv"]) or " ".join(map(str, keeper.process.args))  # type: ignore[arg-type]
-    launch.watch(keeper)
+    world.command = " ".join(op["argv"]) or " ".join(map(str, keeper.process.args))  # type: ignore[arg-type]
+    world.watch(keeper)
     keeper.send(op)

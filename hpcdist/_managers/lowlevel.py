@@ -18,7 +18,7 @@ import time
 from typing import Any, NoReturn
 
 from hpcdist import _log
-from hpcdist._managers import secret, streams, worker
+from hpcdist._managers import reaching, secret, streams, worker
 from hpcdist._managers.base import ClusterManager, WorkerConfig
 from hpcdist._monitor import output
 from hpcdist._runtime.controls import LEAVE, WELCOME
@@ -67,7 +67,7 @@ def cluster_cookie(cookie: str | None = None, /) -> str:
     """
     if node.refusal and _guest is None:
         raise RuntimeError(node.refusal)
-    known = worker._greetings.get("cookie")
+    known = reaching.cookie
     if node.me != 1 and known is not None:
         secret.adopt(known)
     return secret.cookie() if cookie is None else secret.choose(cookie)
@@ -131,7 +131,7 @@ class _Guest(worker.Worker):
         self.rank = -1
         self.comm = None
         self.bells = None
-        self.listener: socket.socket | None = None
+        self.listeners: list[socket.socket] = []
         self.welcome = Slot()
         self.main_serves = False
 
@@ -145,7 +145,7 @@ class _Guest(worker.Worker):
         address = ""
         if told["host"] == socket.gethostname() and os.path.isdir(told["dir"]):
             address = os.path.join(told["dir"], f"g{told['you']}")
-            self.listener = worker.listen(address)
+            self.listeners = [reaching.listen(address)]
         facts = {"rank": -1, "host": socket.gethostname(), "os_pid": os.getpid()}
         greeting.send_hello(sock, {**facts, "address": address})
         link = Link(sock, node.progress, node.deliver, worker._lost_master)
@@ -163,11 +163,7 @@ class _Guest(worker.Worker):
     def _on_welcome(self, *message: Any) -> None:
         node.refusal = None
         if self.manager is not None:
-            worker.own_way = self._connect
-        if self.listener is None:  # on another host: links come by process_messages alone
-            self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.listener.listen(1)
-            self.listener.setblocking(False)
+            reaching.own_way = self._connect
         super()._on_welcome(*message)
 
     def _connect(self, peer: Peer, member: Member) -> bool:
@@ -271,8 +267,8 @@ def _adopt(pid: int, sock: socket.socket) -> Link:
     peer = node.peers.get(pid)
     if peer is None:
         peer = node.peers[pid] = Peer(pid, node.progress)
-    return worker._adopt(peer, sock)
+    return reaching.adopt(peer, sock)
 
 
 def _cookie() -> bytes:
-    return worker._greetings.get("cookie") or secret.use()
+    return reaching.cookie or secret.use()

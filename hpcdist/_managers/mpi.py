@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import socket
@@ -10,8 +11,9 @@ import tempfile
 import time
 from typing import Any, NoReturn
 
-from hpcdist._managers import roster, secret, worker
-from hpcdist._managers.base import ClusterManager, WorkerConfig
+from hpcdist._managers import reaching, roster, secret, worker
+from hpcdist._managers.base import KeptManager, WorkerConfig
+from hpcdist._managers.door import Door
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.launching import find_mpi
 from hpcdist._managers.local import start_keeper
@@ -20,11 +22,15 @@ from hpcdist._monitor import output
 from hpcdist._runtime.controls import INTERRUPT, LEAVE
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
+from hpcdist._transport import network
 from hpcdist._transport.bells import Bells
 from hpcdist._transport.link import Link
 from hpcdist._transport.progress import Slot
 from hpcdist._wire import greeting
 from hpcdist._wire.frames import CONTROL, pack
+
+_GREETING = 60.0  # seconds: nodes under load take their time
+_FINALIZE = 30.0
 
 _REFUSAL = (
     "this is one of {size} ranks of an MPI launch: call hpcdist.init() (or enter "
@@ -49,7 +55,7 @@ def launched_size() -> int:
     return 1
 
 
-class MPIManager(ClusterManager):
+class MPIManager(KeptManager):
     """The other ranks of this MPI launch; or, outside of one, ranks started with `mpiexec`.
 
     Args:
@@ -57,8 +63,6 @@ class MPIManager(ClusterManager):
         hosts: Where to start them (a list of names).
         comm: In an MPI launch: the communicator whose ranks take part.
     """
-
-    own_params = ()
 
     def __init__(
         self, n: int | None = None, hosts: list[str] | None = None, comm: Any = None
@@ -74,18 +78,19 @@ class MPIManager(ClusterManager):
 
     def start(self, launch: Launch) -> None:
         """Start the ranks under a keeper, with the MPI's own launcher."""
+        (world,) = launch.worlds
         n = self.n if self.n is not None else len(os.sched_getaffinity(0))
         mpi = find_mpi(launch.settings.python)
         settings = launch.settings
         rank = [settings.python, *settings.exeflags]
-        rank += ["-m", "hpcdist", "worker", "--join", launch.join_file]
+        rank += ["-m", "hpcdist", "worker", "--join", world.join_file]
         if mpi.family == "openmpi":
             where = ["--host", ",".join(f"{h}:{n}" for h in self.hosts)] if self.hosts else []
-            start_keeper(launch, "mpirun", n, mpi, [*where, *rank])
+            start_keeper(world, "mpirun", n, mpi, [*where, *rank])
             return
         where = ["-hosts", ",".join(self.hosts)] if self.hosts else []
-        launch.ranks_may_leave = False  # hydra ends the world when a rank leaves early
-        start_keeper(launch, "mpirun", n, mpi, [mpi.mpiexec, *where, "-n", str(n), *rank])
+        world.ranks_may_leave = False  # hydra ends the world when a rank leaves early
+        start_keeper(world, "mpirun", n, mpi, [mpi.mpiexec, *where, "-n", str(n), *rank])
 
 
 class _World:
@@ -102,33 +107,47 @@ class _World:
         self.size: int = self.comm.Get_size()
         self._check_size()
         here = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        folder = tempfile.mkdtemp(prefix="hpcdist-") if here.Get_rank() == 0 else None
-        self.folder: str = here.bcast(folder)
-        self.first_here: bool = here.Get_rank() == 0
         self.spans_hosts = here.Get_size() < self.size
-        near_zero = here.bcast(self.rank == 0)  # whether rank 0 is on this host
+        self.near_zero: bool = here.bcast(self.rank == 0)  # whether rank 0 is on this host
         self.leaving = False  # from here on a link that ends is no death
         self.cookie: bytes = self.comm.bcast(secret.use() if self.rank == 0 else None)
         secret.adopt(self.cookie)
-        self.bells = Bells(self.folder, self.rank, self.size)
-        facts = (socket.gethostname(), os.getpid(), os.path.join(self.folder, f"w{self.rank}"))
-        self.facts: list[Any] = self.comm.allgather((*facts, near_zero))
+        self.bells = self._hang_bells(here)
+        # Workers added beside this world reach its ranks on other hosts there.
+        self.listeners = network.listen() if self.rank and self.spans_hosts else []
+        address = network.name(self.listeners) if self.listeners else ""
+        self.facts: list[Any] = self.comm.allgather((socket.gethostname(), os.getpid(), address))
         here.Free()
+
+    def _hang_bells(self, here: Any) -> Bells:
+        """Share bells with the ranks of this host; no file has a name afterwards."""
+        folder = tempfile.mkdtemp(prefix="hpcdist-") if here.Get_rank() == 0 else None
+        folder = here.bcast(folder)
+        bells = Bells(folder, self.rank, self.size)
+        here.Barrier()
+        if here.Get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in segments_of(os.getpid()):
+            if "mpich" in path:  # mapped by all of this host by now; Open MPI maps its own late
+                unlink(path)
+        return bells
 
     def _check_size(self) -> None:
         asked = launched_size()
         if self.size == 1 and asked > 1:
+            library, option = _library()
             raise RuntimeError(
                 f"this process was started as one of {asked} ranks but its MPI world has 1: the "
-                "launcher and the library that mpi4py loads do not match (under Slurm: another "
-                "--mpi, see `srun --mpi=list`)"
+                f"launcher does not match the MPI that mpi4py has loaded, which is {library}. "
+                f"Under Slurm, use `srun --mpi={option}` (`srun --mpi=list` tells what there is); "
+                "else, use the mpiexec of that MPI"
             )
 
     def members(self) -> list[tuple[int, Member]]:
         """The workers of this world."""
         return [
             (rank + 1, Member(host, os_pid, 0, rank, address=address, manager="MPIManager"))
-            for rank, (host, os_pid, address, _) in enumerate(self.facts)
+            for rank, (host, os_pid, address) in enumerate(self.facts)
             if rank
         ]
 
@@ -139,7 +158,10 @@ class _World:
         for pid in ours:  # before the bells are gone: nothing is sent any more
             node.peers[pid].alive = False
         progress.detach()
-        progress.unregister(self.bells.socket.fileno())
+        for closing in (self.bells.socket, *self.listeners):
+            progress.unregister(closing.fileno())
+        for listener in self.listeners:
+            listener.close()
         self.bells.close()
         for pid in ours:
             link = node.peers[pid].link
@@ -154,8 +176,14 @@ class _World:
         node.members.living.pop(node.me, None)
         for pid in range(1, self.size + 1):  # a rank that was parked may be back in the next world
             node.members.gone.pop(pid, None)
-        if self.first_here:
-            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _library() -> tuple[str, str]:
+    """Return the name of the MPI that is loaded, and what `srun --mpi` should be for it."""
+    from mpi4py import MPI
+
+    name = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+    return name, "pmix" if "Open MPI" in name else "pmi2"
 
 
 _world: _World | None = None
@@ -194,11 +222,9 @@ def leave_block() -> None:
     if world is None:
         return
     if not world.rank:
+        _part_from_ranks()
         _send_all_away()
-        for record in list(roster.book.values()):  # a link that ends now is no death
-            if record.launch is None:
-                record.state = roster.State.GONE
-    _quiet(world.comm.Ibarrier())
+    worker.quiet(world.comm.Ibarrier())
     _world = None
     node.serving = False
     node.turns.restart()
@@ -215,27 +241,29 @@ def _open(comm: Any) -> None:
     _world = world = _World(comm)
     node.me = world.rank + 1
     node.start()
-    listener = worker.listen(os.path.join(world.folder, f"w{world.rank}"))
-    near = [r for r, facts in enumerate(world.facts) if facts[3] and r]
+    door = _Door(world) if world.rank == 0 else None
+    told = world.comm.bcast(door.told if door else None)
     worker.open_plane(world.comm, world.bells, {r: r + 1 for r in range(world.size)})
     node.progress.spans_hosts = world.spans_hosts
-    if world.rank == 0:
-        links = _accept_links(listener, world.cookie, near)
+    if door is not None:
         manager = MPIManager()
         roster.reserve_up_to(world.size)
+        links = door.await_all()
         for pid, member in world.members():
-            node.peers[pid].link = links.get(pid)
+            links[pid].peer = node.peers[pid]
+            node.peers[pid].link = links[pid]
             roster.note(pid, member, manager, WorkerConfig(host=member.host))
+            # Who joins later is told how to prove itself to them.
+            roster.book[pid].on_network = roster.book[pid].trusts = world.spans_hosts
         for link in links.values():
             link.begin()
-        listener.close()
         return
     for pid, member in world.members():
         worker.meet(pid, member)
-    if world.rank in near:
-        _dial_zero(world)
-    worker._greetings["cookie"] = world.cookie
-    worker.accept_links(listener, world.cookie)
+    _dial_zero(world, told)
+    reaching.cookie = world.cookie
+    for listener in world.listeners:
+        reaching.accept_links(listener, world.cookie, secure=True)
     node.serving = True
     node.turns.restart()
     import signal
@@ -244,32 +272,52 @@ def _open(comm: Any) -> None:
     output.forward()
 
 
-def _accept_links(listener: socket.socket, cookie: bytes, near: list[int]) -> dict[int, Link]:
-    links = {}
-    listener.setblocking(True)
-    listener.settimeout(60)
-    for _ in near:
-        sock, _address = listener.accept()
-        hello = greeting.accept(sock, cookie, 60)
-        link = Link(sock, node.progress, node.deliver, roster.lost_link)
-        pid = int(hello["rank"]) + 1
-        link.peer = node.peers[pid]
-        links[pid] = link
-    return links
+class _Door:
+    """Rank 0's: takes in the links of all other ranks, of this host and of others."""
 
+    def __init__(self, world: _World) -> None:
+        self._world = world
+        self._links: dict[int, Link] = {}
+        self._all_here = Slot()
+        self._folder = tempfile.mkdtemp(prefix="hpcdist-")
+        self._doors = [Door.on_host(os.path.join(self._folder, "w0"), self._greet)]
+        if world.spans_hosts:
+            self._doors.append(Door.on_network(None, self._greet))
+        self.told = [door.told for door in self._doors]  # how to get here: near, and from afar
 
-def _dial_zero(world: _World) -> None:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    deadline = time.monotonic() + 60
-    while True:
+    def _greet(self, sock: Any) -> None:
         try:
-            sock.connect(world.facts[0][2])
-            break
-        except (FileNotFoundError, ConnectionRefusedError):  # rank 0 has not come so far yet
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
-    greeting.dial(sock, world.cookie, {"rank": world.rank}, 60)
+            hello = greeting.accept(sock, self._world.cookie, _GREETING)
+            rank = int(hello["rank"])
+        except (OSError, ValueError, KeyError):  # a stranger
+            sock.close()
+            return
+        self._links[rank + 1] = Link(sock, node.progress, node.deliver, roster.lost_link)
+        if len(self._links) == self._world.size - 1:
+            node.complete(self._all_here)
+
+    def await_all(self) -> dict[int, Link]:
+        """Return the links by pid once all have come."""
+        try:
+            if self._world.size > 1:
+                node.wait(self._all_here, _GREETING)
+        except TimeoutError:
+            missing = sorted(set(range(2, self._world.size + 1)) - self._links.keys())
+            hosts = ", ".join(sorted({self._world.facts[pid - 1][0] for pid in missing}))
+            raise RuntimeError(
+                f"ranks {[pid - 1 for pid in missing]} on {hosts} do not reach rank 0 at "
+                f"{[told.get('addresses', told.get('socket')) for told in self.told]}"
+            ) from None
+        finally:
+            for door in self._doors:
+                door.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return self._links
+
+
+def _dial_zero(world: _World, told: list[dict[str, Any]]) -> None:
+    sock = reaching.dial(told[0] if world.near_zero else told[-1])
+    greeting.dial(sock, world.cookie, {"rank": world.rank}, _GREETING)
     link = Link(sock, node.progress, node.deliver, lambda link: _lost_zero(world, link))
     link.peer = node.peers[1]
     node.peers[1].link = link
@@ -318,16 +366,42 @@ def leave_world() -> None:
     world = _world
     if world is None or world.rank:
         return
-    near = [(r, node.peers[r.pid].link) for r in roster.book.values() if r.launch is None]
+    crippled = _some_have_died()
+    ours = _part_from_ranks()
     _send_all_away()
-    for step, patience in ((_let_be, 1.0), (_interrupt, 1.5), (_kill, 1.5)):
-        left = [(record, link) for record, link in near if link is not None and link.open]
+    for step, patience in ((_let_be, 1.0), (_interrupt, 1.5), (_give_up, 0.0)):
+        left = [(record, link) for record, link in ours if link is not None and link.open]
         for record, link in left:
             step(record, link)
         if _ended_within([link for _, link in left], patience):
             break
     _world = None
     world.close()
+    _finalize_if_it_can_end(crippled)
+
+
+def _part_from_ranks() -> list[tuple[roster.Record, Link | None]]:
+    """From here on a link that ends is no death; return the ranks with their links."""
+    ours = [r for r in roster.book.values() if r.world is None and r.pid in node.peers]
+    for record in ours:
+        record.state = roster.State.GONE
+    return [(record, node.peers[record.pid].link) for record in ours]
+
+
+def _some_have_died() -> bool:
+    """Whether a rank has ended that was not told to leave; then MPI_Finalize may hang."""
+    return any(death.why != "removed" for death in node.members.gone.values())
+
+
+def _finalize_if_it_can_end(crippled: bool) -> None:
+    """At the end of rank 0's program: leave MPI; or end this process, where that would hang."""
+    from mpi4py import MPI
+
+    if crippled:
+        worker.leave(1)
+    faulthandler.dump_traceback_later(_FINALIZE, exit=True)
+    MPI.Finalize()
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _ended_within(links: list[Link], seconds: float) -> bool:
@@ -352,31 +426,18 @@ def _interrupt(record: roster.Record, link: Link) -> None:
     node.progress.call_later(0, lambda: link.send([message]))
 
 
-def _kill(record: roster.Record, link: Link) -> None:
-    """A rank that is stuck in C: the launcher ends the world with it, and nothing hangs."""
-    assert _world is not None
-    # It may end us as well, at once, and a killed world leaves its files behind.
-    for path in segments_of(record.member.os_pid):
-        unlink(path)
-    shutil.rmtree(_world.folder, ignore_errors=True)
-    try:
-        os.kill(record.member.os_pid, 9)
-    except OSError:
-        pass
+def _give_up(record: roster.Record, link: Link) -> None:
+    """End the world as a whole, for a rank that is stuck in C: only so does nothing hang."""
+    from mpi4py import MPI
 
-
-def _quiet(request: Any) -> None:
-    """Wait for a request without spinning."""
-    pause = 0.0001
-    while not request.Test():
-        time.sleep(pause)
-        pause = min(pause * 2, 0.01)
+    member = record.member
+    print(f"worker {record.pid} on {member.host} is stuck and does not leave", file=sys.stderr)
+    sys.stdout.flush()
+    MPI.COMM_WORLD.Abort(1)
 
 
 def _finish_rank() -> NoReturn:
     """Leave with the world: MPI_Finalize, guarded, as it hangs when a rank has died."""
-    import faulthandler
-
     from mpi4py import MPI
 
     output.restore()
@@ -384,10 +445,13 @@ def _finish_rank() -> NoReturn:
     assert world is not None
     world.leaving = True
     worker._say_goodbye()
+    crippled = _some_have_died()
     world.close()
     node.progress.stop()
     sys.stdout.flush()
-    faulthandler.dump_traceback_later(30, exit=True)
+    if crippled:
+        worker.leave(0)
+    faulthandler.dump_traceback_later(_FINALIZE, exit=True)
     MPI.Finalize()
     worker.leave(0, by_libc=True)
 

@@ -12,7 +12,8 @@ import re
 import signal
 import struct
 import sys
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
 
 Op = dict[str, Any]
 
@@ -291,3 +292,21 @@ def fresh_main() -> None:
 
     sys.modules["__main__"] = ModuleType("__main__")
     sys.argv[:] = [""]
+
+
+def become(launch: Op, work: Callable[[str], None] | None) -> NoReturn:
+    """Be, in a fork of the keeper, a rank or its launcher."""
+    try:
+        if work is None:
+            lead_python_path(launch.get("path") or [])
+            argv = launch["argv"]
+            os.execvpe(argv[0], argv, os.environ)
+        fresh_main()
+        work(launch["join"])
+    except OSError as error:
+        print(f"hpcdist: cannot run {launch.get('argv')}: {error}", file=sys.stderr)
+    except BaseException:  # the edge of the process: show it where the output is collected
+        sys.excepthook(*sys.exc_info())
+    finally:
+        flush_streams()
+        os._exit(1)

@@ -15,7 +15,7 @@ from hpcdist._managers.arrivals import reap
 from hpcdist._managers.base import ClusterManager, WorkerConfig
 from hpcdist._monitor import output
 from hpcdist._parallel.everywhere import replay
-from hpcdist._runtime.controls import DIED, INTERRUPT, JOINED, LEAVE, LEFT, PARK, WELCOME
+from hpcdist._runtime.controls import DIED, INTERRUPT, JOINED, LEAVE, LEFT, PARK, TRUST, WELCOME
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
 from hpcdist._transport.link import Link
@@ -24,9 +24,9 @@ from hpcdist._transport.router import Peer
 from hpcdist._wire.frames import CONTROL, pack
 
 if TYPE_CHECKING:
-    from hpcdist._managers.launch import Launch
+    from hpcdist._managers.world import World
 
-_VERDICT = 0.2  # how long a death is held back for its reason
+_ONE_CAUSE = 10.0  # a worker and its job that end within so many seconds end for one reason
 _FAREWELL = 5.0  # how long the end of a worker waits for its manager to take note
 _INTERRUPT_AFTER, _TERM_AFTER, _KILL_AFTER = 5.0, 9.0, 12.0
 
@@ -48,23 +48,26 @@ class Record:
         member: Member,
         manager: ClusterManager,
         config: WorkerConfig,
-        launch: Launch | None,
+        world: World | None,
     ) -> None:
         self.pid = pid
         self.member = member
         self.manager = manager
         self.config = config
-        self.launch = launch
+        self.world = world
         self.state = State.REGISTERED
         self.since = time.time()
+        self.ended_at = 0.0
         self.why: str | None = None  # the keeper's or the scheduler's word on how it ended
+        self.on_network = world is not None and world.is_job
+        self.trusts = self.on_network  # whether it knows the certificate of links between hosts
         self.dying = False
         self.ended: list[Slot] = []
 
     @property
     def parks(self) -> bool:
         """Whether the worker has to stay, unseen, until its whole world ends."""
-        return self.launch is None or not self.launch.ranks_may_leave
+        return self.world is None or not self.world.ranks_may_leave
 
 
 lock = threading.RLock()  # guards the book
@@ -86,13 +89,13 @@ def register(
     member: Member,
     manager: ClusterManager,
     config: WorkerConfig,
-    launch: Launch | None,
+    world: World | None,
     link: Link | None,
     welcome: dict[str, Any],
 ) -> Record:
     """Take a worker in: tell it who it is, and the others that it is there."""
     with lock:
-        record = book[pid] = Record(pid, member, manager, config, launch)
+        record = book[pid] = Record(pid, member, manager, config, world)
         others = list(node.members.living.items())
         peer = node.peers.get(pid)
         if peer is None:
@@ -106,6 +109,8 @@ def register(
         node.members.add(pid, member)
         node.progress.settle(node.members.here + 1)
         replay(pid)
+        if any(book[p].on_network for p in (pid, *node.members.living)):
+            _spread_trust()
         tell_all(JOINED, [(pid, member)], [p for p, _ in others])
         node.progress.nudge()
         if link is not None:
@@ -113,6 +118,16 @@ def register(
     for fn in node.on_join:
         fn(pid)
     return record
+
+
+def _spread_trust() -> None:
+    """Let all workers know workers of other hosts when they meet them."""
+    from hpcdist._transport import tls
+
+    for record in book.values():
+        if record.state is State.REGISTERED and not record.trusts:
+            record.trusts = True
+            node.peers[record.pid].control(TRUST, 0, tls.certificate().encode())
 
 
 def reserve_up_to(count: int) -> None:
@@ -175,16 +190,22 @@ def fade(pid: int, why: str | None = None) -> None:
     record = book.get(pid)
     if record is None or record.state is State.GONE:
         return
-    if why is not None:
+    if why is not None and record.why is None:
         record.why = why
     peer = node.peers.get(pid)
     silent = peer is None or peer.link is None or not peer.link.open
-    explained = record.why is not None or record.launch is None or not record.launch.has_keeper
+    expected = record.state is State.LEAVING and record.world is not None and record.world.is_job
+    explained = expected or record.why is not None or not _has_keeper(record)
     if silent and explained:
         bury(record)
     elif not record.dying:
         record.dying = True
-        node.progress.call_later(_VERDICT, lambda: bury(record))
+        patience = 0.0 if record.world is None else record.world.patience
+        node.progress.call_later(patience, lambda: bury(record))
+
+
+def _has_keeper(record: Record) -> bool:
+    return record.world is not None and record.world.has_keeper
 
 
 def bury(record: Record) -> None:
@@ -193,23 +214,56 @@ def bury(record: Record) -> None:
         if record.state is State.GONE:
             return
         leaving = record.state is State.LEAVING
+        record.ended_at = time.time()
         record.state = State.GONE
-    why = record.why or "its connection ended"
     if leaving:
-        why = "removed"
+        record.why = "removed"
+    why = record.why or "its connection ended"
     tail = list(output.tails.pop(record.pid, ()))
     death = ProcessExitedException(record.pid, why, record.member.host, () if leaving else tail)
     node.died(record.pid, death, parked=leaving and record.parks)
     news = (record.pid, why, record.member.host, list(death.stderr))
     tell_all(DIED, news, node.members.living)
     node.progress.soon()
-    if record.launch is not None:
-        record.launch.lost(record.pid)
+    if record.world is not None:
+        record.world.lost(record.pid)
     if record.config.process is None and type(record.manager).manage is ClusterManager.manage:
         _tell_ended(record)
     else:  # who waits for the end finds the manager told; a manager that hangs holds nobody up
         node.turns.background(lambda: _say_farewell(record))
         node.progress.call_later(_FAREWELL, lambda: _tell_ended(record))
+
+
+def removed(pid: int) -> bool:
+    """Tell whether a worker has left because it was asked to."""
+    return book[pid].why == "removed"
+
+
+def explain(pid: int, why: str, since: float) -> None:
+    """The job of a worker has ended, for a reason that the scheduler gives.
+
+    It may come late: then those who know of the death by something less are told once more.
+
+    Args:
+        since: When the end of the job was noticed; who died long before died of something else.
+    """
+    record = book.get(pid)
+    if record is None or record.why == "removed":
+        return
+    if record.state is not State.GONE:
+        fade(pid, why)
+    elif record.ended_at > since - _ONE_CAUSE:
+        _amend(record, why if record.why is None else f"{record.why}; {why}")
+
+
+def _amend(record: Record, why: str) -> None:
+    record.why = why
+    death = node.members.gone.get(record.pid)
+    if death is not None:
+        death.amend(why)
+        news = (record.pid, why, record.member.host, list(death.stderr))
+        tell_all(DIED, news, node.members.living)
+        node.progress.soon()
 
 
 def _say_farewell(record: Record) -> None:
@@ -257,8 +311,8 @@ def _interrupt(record: Record) -> None:
 def _force(record: Record, signal: int) -> None:
     if record.state is not State.LEAVING:
         return
-    launch = record.launch
-    if launch is not None and launch.signal(record.pid, signal):
+    world = record.world
+    if world is not None and world.signal(record.pid, signal):
         return
     node.turns.background(lambda: _kill(record))
 

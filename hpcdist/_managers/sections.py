@@ -114,9 +114,9 @@ def _world_of(pid: int) -> Any:
         plane = node.progress.plane
         return 0 if plane is not None else None
     record = roster.book[pid]
-    if record.launch is None:  # a rank of the launch that started this process too
+    if record.world is None:  # a rank of the launch that started this process too
         return record.member.world
-    return record.launch.world if record.launch.mpi else None
+    return record.world.number if record.world.mpi else None
 
 
 def _admit() -> None:
@@ -151,7 +151,8 @@ def _start(section: Section) -> None:
     fresh = bool(others) or not comm
     if fresh:
         comm = next(_numbers)
-    worn = bool(node.members.gone)
+    world = roster.book[section.pids[0]].member.world if section.pids[0] in roster.book else 0
+    worn = any(p in roster.book and roster.book[p].member.world == world for p in node.members.gone)
     section.started = True
     section.states = dict.fromkeys(section.pids, INSIDE)
     for pid in section.pids:
@@ -244,7 +245,7 @@ def _kill(section: Section, pid: int) -> None:
     )
     _log.log("info", text)
     record = roster.book.get(pid)
-    if record is not None and record.launch is not None and record.launch.signal(pid, 9):
+    if record is not None and record.world is not None and record.world.signal(pid, 9):
         return
     # No keeper: a launch by mpirun, which may well end as a whole, this process included.
     print(f"hpcdist: {text}", file=sys.stderr, flush=True)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import hmac
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-from hpcdist import _errors, _log
-from hpcdist._managers.processes import adopt_output
+from hpcdist import _errors
+from hpcdist._managers import reaching
+from hpcdist._managers.processes import adopt_output, segments_of, unlink
 from hpcdist._monitor import output
 from hpcdist._parallel import served  # noqa: F401  (registers its handlers)
 from hpcdist._remote import calls, remote_channels  # noqa: F401  (registers its handlers)
@@ -31,7 +35,6 @@ from hpcdist._transport.router import Peer
 from hpcdist._wire import frames, greeting
 from hpcdist._wire.frames import Buffer
 
-_GREETING = 10.0
 _FINALIZE = 5.0
 
 
@@ -60,18 +63,18 @@ class Worker:
     def __init__(self, join: str) -> None:
         with open(join) as file:
             self.join = json.load(file)
-        self.folder: str = self.join["dir"]
+        self.folder: str = self.join["dir"]  # "" in a job: its hosts share none that is theirs
         self.cookie = bytes.fromhex(self.join["cookie"])
         # A manager of the user's own numbers nobody: what the environment says is another launch's.
         self.rank = _rank() if self.join["how"] else -1
         self.comm: Any = None
         self.bells: Bells | None = None
-        self.listener: socket.socket | None = None
+        self.listeners: list[socket.socket] = []
         self.welcome = Slot()
 
     def run(self) -> None:
         """Join, and run calls until told to leave."""
-        if self.join["how"] == "mpirun":
+        if self.join["how"] == "mpirun" and self.folder:
             adopt_output(self.folder, self.rank)
         _become_worker(self.join.get("path") or [])
         if self.join.get("cwd"):
@@ -83,24 +86,29 @@ class Worker:
         greeting.send_hello(sock, {"address": address, **facts})
         self._serve(sock)
 
-    def _dial(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(self.join["socket"])
+    def _dial(self) -> Any:
+        sock = reaching.dial(self.join)
+        step = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
         hello = {
+            **greeting.about(),
             "kind": "worker",
+            "world": self.join["world"],
             "rank": self.rank,
-            "host": socket.gethostname(),
-            "os_pid": os.getpid(),
-            "python": sys.version.split()[0],
             "ident": os.environ.get("HPCDIST_IDENT"),
+            "step": ".".join(step) if all(step) else None,
         }
-        greeting.dial(sock, self.cookie, hello, _GREETING)
+        greeting.dial(sock, self.cookie, hello, reaching.GREETING)
         return sock
 
     def _listen(self) -> str:
+        if "tls" in self.join:
+            from hpcdist._transport import network
+
+            self.listeners = network.listen()
+            return network.name(self.listeners)
         name = f"w{self.rank}" if self.rank >= 0 else f"p{os.getpid()}"
         path = os.path.join(self.folder, name)
-        self.listener = listen(path)
+        self.listeners = [reaching.listen(path)]
         return path
 
     def _start_mpi(self) -> dict[str, Any]:
@@ -112,10 +120,14 @@ class Worker:
 
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        self.comm = MPI.COMM_WORLD.Dup()
+        self.comm, made = MPI.COMM_WORLD.Idup()
+        quiet(made)
         self.comm.Set_errhandler(MPI.ERRORS_RETURN)
         size = self.comm.Get_size()
-        self.bells = Bells(self.folder, self.comm.Get_rank(), size)
+        if self.folder:
+            self.bells = Bells(self.folder, self.comm.Get_rank(), size)
+        else:
+            self._hang_bells_of_host()
         return {
             "size": size,
             "mpi_rank": self.comm.Get_rank(),
@@ -123,7 +135,30 @@ class Worker:
             "multiple": MPI.Query_thread() >= MPI.THREAD_MULTIPLE,
         }
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _hang_bells_of_host(self) -> None:
+        """Share bells with the ranks of this host alone, and leave no name of a file behind."""
+        from mpi4py import MPI
+
+        comm, rank, size = self.comm, self.comm.Get_rank(), self.comm.Get_size()
+        temporary = os.stat(tempfile.gettempdir())
+        place = f"{socket.gethostname()} {temporary.st_dev} {temporary.st_ino}"
+        mine = hmac.digest(self.cookie, f"{self.join['world']} {place}".encode(), "sha256")
+        every = bytearray(len(mine) * size)
+        quiet(comm.Iallgather([bytearray(mine), MPI.BYTE], [every, MPI.BYTE]))
+        first = every.find(mine) // len(mine)
+        node.progress.spans_hosts = every.count(mine) < size
+        folder = os.path.join(tempfile.gettempdir(), f"hpcdist-{mine.hex()[:16]}")
+        if rank == first:
+            os.mkdir(folder, 0o700)
+        quiet(comm.Ibarrier())
+        self.bells = Bells(folder, rank, size)
+        quiet(comm.Ibarrier())
+        if rank == first:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in segments_of(os.getpid()):  # all of this host have opened them by now
+            unlink(path)
+
+    def _serve(self, sock: Any) -> None:
         node.serving = True
         node.start()
         link = Link(sock, node.progress, node.deliver, _lost_master)
@@ -137,6 +172,8 @@ class Worker:
         signal.signal(signal.SIGINT, node.turns.on_sigint)
         node.turns.serve()
         _say_goodbye()
+        if self.join.get("together"):
+            _finalize()
 
     def _on_welcome(self, peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
         told = pickle.loads(body)
@@ -145,9 +182,9 @@ class Worker:
         node.turns.set_limit(told["concurrency"])
         if self.comm is not None:
             self._open_plane(told["first"])
-        assert self.listener is not None
-        accept_links(self.listener, self.cookie)
-        _greetings["cookie"] = self.cookie
+        reaching.cookie = self.cookie
+        for listener in self.listeners:
+            reaching.accept_links(listener, self.cookie, secure="tls" in self.join)
         if told["topology"] != "all_to_all":
             node.forbidden = _forbidden
         for pid, member in told["members"]:
@@ -157,6 +194,14 @@ class Worker:
 
     def _open_plane(self, first: int) -> None:
         open_plane(self.comm, self.bells, {rank: first + rank for rank in range(self.comm.size)})
+
+
+def quiet(request: Any) -> None:
+    """Wait for a request without spinning, which is slow for all where ranks outnumber cores."""
+    pause = 0.0001
+    while not request.Test():
+        time.sleep(pause)
+        pause = min(pause * 2, 0.01)
 
 
 def open_plane(comm: Any, bells: Bells | None, pids: dict[int, int]) -> None:
@@ -186,7 +231,7 @@ def meet(pid: int, member: Member) -> None:
     peer = node.peers.get(pid)
     if peer is None:
         peer = node.peers[pid] = Peer(pid, node.progress)
-    peer.reach = _reach
+    peer.reach = reaching.reach
     for fn in node.on_join:
         fn(pid)
 
@@ -209,99 +254,6 @@ def _become_worker(path: Sequence[str]) -> None:
     node.refusal = None
     if sys.__stderr__ is not None:
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-
-
-# Links between workers
-
-_greetings: dict[str, bytes] = {}
-_links: list[Link] = []  # extra links: both sides dialled at once
-own_way: Callable[[Peer, Member], bool] | None = None  # a manager's, tried before the address
-
-
-def listen(path: str) -> socket.socket:
-    """Listen on a Unix socket in a private folder."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if len(os.fsencode(path)) > 100:  # sun_path holds 108 bytes
-        raise OSError(f"the path of a socket is too long: {path}; set TMPDIR to a shorter one")
-    listener.bind(path)
-    listener.listen(128)
-    listener.setblocking(False)
-    return listener
-
-
-def accept_links(listener: socket.socket, cookie: bytes) -> None:
-    """Accept the links of other workers."""
-
-    def ready(_: int) -> None:
-        try:
-            sock, _address = listener.accept()
-        except BlockingIOError:
-            return
-        node.turns.background(lambda: _greet(sock, cookie))
-
-    node.progress.register(listener.fileno(), ready, 1)
-
-
-def _greet(sock: socket.socket, cookie: bytes) -> None:
-    try:
-        hello = greeting.accept(sock, cookie, _GREETING)
-        pid = int(hello["pid"])
-    except (OSError, ValueError, KeyError) as exc:
-        _log.log("warning", f"refused a connection: {exc}")
-        sock.close()
-        return
-    peer = node.peers.get(pid)
-    if peer is None:
-        peer = node.peers[pid] = Peer(pid, node.progress)
-    _adopt(peer, sock)
-
-
-def _adopt(peer: Peer, sock: socket.socket) -> Link:
-    link = Link(sock, node.progress, node.deliver, _lost_link)
-    link.peer = peer
-    if peer.link is None:
-        peer.link = link
-    else:
-        _links.append(link)
-    link.begin()
-    node.progress.dirty.append(peer)
-    node.progress.nudge()
-    return link
-
-
-def _reach(peer: Peer) -> None:
-    """Dial a worker of another world. Called by the driver, so the dialling is done elsewhere."""
-    member = node.members.living.get(peer.pid)
-    if member is None:
-        return
-    peer.reach = None
-    node.turns.background(lambda: _dial(peer, member))
-
-
-def _dial(peer: Peer, member: Member) -> None:
-    if own_way is not None and own_way(peer, member):
-        return
-    address = member.address
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(_GREETING)
-        sock.connect(address)
-        greeting.dial(sock, _greetings["cookie"], {"kind": "peer", "pid": node.me}, _GREETING)
-    except OSError as exc:
-        sock.close()
-        _log.log("info", f"worker {peer.pid} does not answer at {address}: {exc}")
-        peer.reach = _reach  # if it is dead, pid 1 tells; if not, the next message tries again
-        return
-    _adopt(peer, sock)
-
-
-def _lost_link(link: Link) -> None:
-    """A link between workers ended; whether the other is dead, pid 1 tells."""
-    if link in _links:
-        _links.remove(link)
-    elif link.peer.link is link:
-        link.peer.link = None
-        link.peer.reach = _reach
 
 
 def _lost_master(link: Link) -> None:
@@ -328,6 +280,10 @@ def _on_died(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
     pid, why, host, stderr = pickle.loads(body)
     if pid == node.me:  # we were given up
         leave(1)
+    known = node.members.gone.get(pid)
+    if known is not None:
+        known.amend(why)
+        return
     node.died(pid, _errors.ProcessExitedException(pid, why, host, stderr))
 
 
@@ -376,6 +332,16 @@ def _say_goodbye() -> None:
             node.progress.wait(Slot(), time.monotonic() + 0.01)
         except TimeoutError:
             pass
+
+
+def _finalize() -> None:
+    """Take leave of the launcher, which would take it for a crash; all ranks do so together."""
+    from mpi4py import MPI
+
+    faulthandler.dump_traceback_later(_FINALIZE, exit=True)
+    node.progress.stop()
+    node.progress.detach()
+    MPI.Finalize()
 
 
 def leave(code: int, *, by_libc: bool = False) -> NoReturn:

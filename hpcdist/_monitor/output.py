@@ -23,6 +23,7 @@ from hpcdist._wire.frames import Buffer
 
 _HELD_MOST = 64 * 1024  # a line longer than this is sent in parts
 _TAIL = 20
+_LAST_WORDS = 0.05  # seconds
 
 tails: dict[int, deque[str]] = {}  # on pid 1: the last lines of each worker's stderr
 
@@ -66,7 +67,8 @@ class _Lines(io.RawIOBase):
             os.write(self._fd, data)
             return
         master.control(OUTPUT, 0, pickle.dumps((self._fd, data.decode("utf-8", "replace")), 5))
-        node.progress.nudge()
+        # Errors may be last words: they leave before this thread goes on.
+        node.progress.nudge(_LAST_WORDS if self._fd == 2 else 0.0)
 
 
 class _Stream(io.TextIOWrapper):

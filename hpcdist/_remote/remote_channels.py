@@ -98,20 +98,20 @@ class RemoteChannel(Reference):
 
     def put(self, value: Any, *key: Any, timeout: float | None = None) -> None:
         """Add an item; wait for room."""
-        if key or timeout is not None or self._freed or self.where == node.me:
+        if key or self._freed or self.where == node.me:
             self._operate("put", (value, *key), timeout)
             return
         payload = codec.dumps(value)
         if payload.refs or payload.buffers or len(payload.body) > _SHORT:
-            self._operate("put", (value,), None)
+            self._ask("put", True, payload.own(), timeout)
         else:
-            self._operate_shortly("put", PUT_ITEM, payload.body)
+            self._ask_shortly("put", PUT_ITEM, payload.body, timeout)
 
     def take(self, *key: Any, timeout: float | None = None) -> Any:
         """Remove and return the oldest item; wait for one."""
-        if key or timeout is not None or self._freed or self.where == node.me:
+        if key or self._freed or self.where == node.me:
             return self._operate("take", key, timeout)
-        return self._operate_shortly("take", TAKE_ITEM, b"")
+        return self._ask_shortly("take", TAKE_ITEM, b"", timeout)
 
     def fetch(self, *key: Any, timeout: float | None = None) -> Any:
         """Return the oldest item without removing it; wait for one."""
@@ -174,81 +174,87 @@ class RemoteChannel(Reference):
             raise HpcdistError(_USED)
         if self.where == node.me:
             return self._operate_here(name, args, timeout)
-        builtin = name in _QUICK or (name == "put" and len(args) == 1) or not args
-        payload = _NO_ARGUMENTS
-        if args:
-            payload = codec.dumps(args[0] if name == "put" and len(args) == 1 else args).own()
-        body, buffers, with_refs = outgoing(payload, self.where)
-        head = (self.key, name, builtin, with_refs, timeout)
-        slot = node.request(self.where, OPERATE, head, body, buffers)
-        ident = slot.value
-        node.progress.flush()
-        try:
-            node.wait(slot, timeout)
-        except TimeoutError:
-            if not self._withdraw(ident, slot):
-                raise
-        except BaseException:
-            self._abandon(ident)
-            raise
-        return self._answer(name, ident, slot)
+        payload = codec.dumps(args).own() if args else _NO_ARGUMENTS
+        return self._ask(name, name in _QUICK or not args, payload, timeout)
 
-    def _operate_shortly(self, name: str, op: int, body: bytes) -> Any:
-        """Do the plain case of a put or a take: one small message each way."""
+    def _ask(self, name: str, builtin: bool, payload: Payload, timeout: float | None) -> Any:
+        """Have the owner do an operation."""
         peer = node.peer(self.where)
+        body, buffers, with_refs = outgoing(payload, self.where)
+        head = pack_head((self.key, name, builtin, with_refs, timeout), body)
         slot = Slot(self.where)
         ident = next(node.ids)
         node.pending[ident] = slot
-        size = _REF.size + len(body)
-        head = HEAD.pack(CONTROL, 0, 0, size, ident, op)
-        peer.dispatch(head + _REF.pack(self.whence, self.id) + body)
+        peer.control(OPERATE, ident, head, buffers)
+        node.progress.flush()
+        return self._outcome(name, peer, ident, slot, timeout)
+
+    def _ask_shortly(self, name: str, op: int, body: bytes, timeout: float | None) -> Any:
+        """Have the owner do a plain put or take: one small message each way."""
+        peer = node.peer(self.where)
+        size = _PLAIN_SIZE + len(body)
+        limit = _NO_LIMIT if timeout is None else max(timeout, 0.0)
+        slot = Slot(self.where)
+        ident = next(node.ids)
+        node.pending[ident] = slot
+        head = _HEAD_PLAIN.pack(CONTROL, 0, 0, size, ident, op, self.whence, self.id, limit)
+        peer.dispatch(head + body)
+        return self._outcome(name, peer, ident, slot, timeout)
+
+    def _outcome(self, name: str, peer: Peer, ident: int, slot: Slot, timeout: float | None) -> Any:
+        """Wait for the outcome of an operation."""
         if not peer.alive:
             node.fail(ident, slot)
         try:
-            node.wait(slot)
+            ended = self._wait_for(name, ident, slot, timeout)
+            if ended and name == "take":
+                peer.acknowledge(ident)
         except BaseException:
-            self._abandon(ident)
+            self._abandon(peer, ident, slot)
             raise
-        return self._answer(name, ident, slot)
-
-    def _withdraw(self, ident: int, slot: Any) -> bool:
-        """Take an operation back; tell whether it was done after all."""
-        withdrawal = node.request(self.where, WITHDRAW, ident)
-        node.wait(withdrawal)
-        if withdrawal.error is not None:
-            raise withdrawal.error
-        if withdrawal.value[1]:
-            node.pending.pop(ident, None)
-            return False
-        node.wait(slot)
-        return True
-
-    def _abandon(self, ident: int) -> None:
-        """Take an operation back without waiting (Ctrl-C); an item on its way is given back."""
-        if node.pending.pop(ident, None) is not None:
-            peer = node.peers.get(self.where)
-            if peer is not None and peer.alive:
-                peer.control(WITHDRAW, 0, pack_head(ident))
-                node.progress.nudge()
-
-    def _answer(self, name: str, ident: int, slot: Any) -> Any:
+        if not ended:
+            raise TimeoutError
         if slot.error is not None:
             raise slot.error
         flags, body, buffers = slot.value
-        outcome = flags & OUTCOME
-        if outcome == OK:
-            if name == "take":
-                node.peers[self.where].control(ACKNOWLEDGE, ident)
-                node.progress.soon()
-            parcel = Parcel.of(body, buffers, bool(flags & REFS))
-            return codec.loads(parcel.body, parcel.buffers) if len(parcel.body) else None
-        if outcome == CLOSED:
-            raise ChannelClosed
-        if outcome == TIMED_OUT:
-            raise TimeoutError
-        if outcome == NO_SUCH:
-            raise HpcdistError(_USED)
-        raise _errors.decode_error(bytes(body))
+        if flags == OK:
+            return codec.loads(body, buffers) if len(body) else None
+        return _unusual(flags, body, buffers)
+
+    def _wait_for(self, name: str, ident: int, slot: Slot, timeout: float | None) -> bool:
+        """Wait for the end of an operation; tell whether it came, or the time was over first."""
+        try:
+            node.wait(slot, timeout)
+        except TimeoutError:
+            if self._withdraw(name, ident):
+                return False
+            node.wait(slot)
+        return True
+
+    def _withdraw(self, name: str, ident: int) -> bool:
+        """Take an operation back whose time is over; tell whether that came before its end.
+
+        The owner knows. Whether an item was put, nobody else can say; an item taken late is given
+        back, so that for all else an owner that is stuck need not be waited for.
+        """
+        word = node.request(self.where, WITHDRAW, ident)
+        try:
+            node.wait(word, None if name == "put" else _GRACE)
+        except TimeoutError:
+            return node.pending.pop(ident, None) is not None
+        if word.error is not None:
+            raise word.error
+        return bool(word.value[1]) and node.pending.pop(ident, None) is not None
+
+    def _abandon(self, peer: Peer, ident: int, slot: Slot) -> None:
+        """Take an operation back without waiting (Ctrl-C); an item on its way is given back."""
+        if node.pending.pop(ident, None) is not None:
+            if peer.alive:
+                peer.control(WITHDRAW, 0, pack_head(ident))
+        elif slot.value is not None:
+            flags, body, buffers = slot.value
+            node.unclaimed(peer, flags, ident, body, buffers)
+        node.progress.nudge()
 
     def _operate_here(self, name: str, args: tuple[Any, ...], timeout: float | None) -> Any:
         backing = _backing(self.key)
@@ -269,11 +275,29 @@ class RemoteChannel(Reference):
             raise _errors.decode_error(_errors.encode_error(exc, node.me)) from None
 
 
-_REF = struct.Struct("<QQ")
+_PLAIN = struct.Struct("<QQd")  # whence, id, timeout: what precedes the item of a plain put
+_PLAIN_SIZE = _PLAIN.size
+_HEAD_PLAIN = struct.Struct(HEAD.format + _PLAIN.format[1:])
+_NO_LIMIT = -1.0
+_GRACE = 0.25  # seconds that an owner has to say whether an operation came to its end
 _SHORT = 4096  # bytes of an item that travels with its control in one small message
 _BLOCKING = {"put", "take", "fetch", "wait"}
 _NO_ARGUMENTS = Payload(b"")
 _USED = "this remote channel has been freed"
+
+
+def _unusual(flags: int, body: Any, buffers: Sequence[Buffer]) -> Any:
+    outcome = flags & OUTCOME
+    if outcome == OK:
+        parcel = Parcel.of(body, buffers, bool(flags & REFS))
+        return codec.loads(parcel.body, parcel.buffers)
+    if outcome == CLOSED:
+        raise ChannelClosed
+    if outcome == TIMED_OUT:
+        raise TimeoutError
+    if outcome == NO_SUCH:
+        raise HpcdistError(_USED)
+    raise _errors.decode_error(bytes(body))
 
 
 def _remote_channel(where: int, whence: int, ident: int) -> RemoteChannel:
@@ -302,7 +326,8 @@ def remoteref_id(ref: Reference) -> tuple[int, int]:
 # The owner's side
 
 _waiting: dict[tuple[int, int], tuple[Channel, Waiter]] = {}  # remote operations by (pid, id)
-_under_way: dict[tuple[int, int], tuple[Channel, Any]] = {}  # items taken, not acknowledged
+# Items taken and not acknowledged, each with what gives it back.
+_under_way: dict[tuple[int, int], tuple[Callable[[Any], None], Any]] = {}
 
 
 def _make(ref: tuple[int, int], holder: int, factory: Callable[[], Any] | int) -> None:
@@ -359,23 +384,33 @@ def _begin(
 
 @node.control(PUT_ITEM)
 def _on_put_item(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    backing = _backing(_REF.unpack_from(body))
-    item = Payload(bytes(body[_REF.size :]))
+    whence, number, limit = _PLAIN.unpack_from(body)
+    backing = _backing((whence, number))
+    item = Payload(body[_PLAIN_SIZE:])
     if type(backing) is Channel and backing.try_put(item):
-        peer.post(HEAD.pack(RESULT, OK, 0, 0, ident, 0))
+        peer.answer(HEAD.pack(RESULT, OK, 0, 0, ident, 0))
     else:
-        _begin(backing, "put", True, peer, ident, item, None)
+        _begin(backing, "put", True, peer, ident, item, _timeout(limit))
 
 
 @node.control(TAKE_ITEM)
 def _on_take_item(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    backing = _backing(_REF.unpack_from(body))
+    whence, number, limit = _PLAIN.unpack_from(body)
+    backing = _backing((whence, number))
     taken = backing.try_take() if type(backing) is Channel else None
     if taken is None:
-        _begin(backing, "take", True, peer, ident, _NO_ARGUMENTS, None)
+        _begin(backing, "take", True, peer, ident, _NO_ARGUMENTS, _timeout(limit))
         return
-    _under_way[peer.pid, ident] = (backing, taken[0])
-    _send_item(peer, ident, taken[0])
+    item = taken[0]
+    _under_way[peer.pid, ident] = (backing.give_back, item)
+    if isinstance(item, Payload) and len(item.body) <= _SHORT and not (item.buffers or item.refs):
+        peer.answer(HEAD.pack(RESULT, OK, 0, len(item.body), ident, 0) + item.body)
+    else:
+        _send_item(peer, ident, item)
+
+
+def _timeout(limit: float) -> float | None:
+    return None if limit == _NO_LIMIT else limit
 
 
 def _serve(channel: Channel, name: str, peer: Peer, ident: int, parcel: Payload) -> None:
@@ -397,7 +432,7 @@ def _serve(channel: Channel, name: str, peer: Peer, ident: int, parcel: Payload)
             node.reply(peer, ident, OK)
         else:
             if name == "take":
-                _under_way[key] = (channel, value)
+                _under_way[key] = (channel.give_back, value)
             _send_item(peer, ident, value)
         node.progress.soon()
 
@@ -449,6 +484,12 @@ def _operate_backing(
             value = None
         payload = codec.dumps(value) if value is not None else _NO_ARGUMENTS
         body, buffers, with_refs = outgoing(payload, peer.pid)
+        if name == "take":
+            # Nothing is known of a backing but that it takes items back by its `put`.
+            back = lambda item: node.turns.background(lambda: backing.put(item, *args))
+            _under_way[peer.pid, ident] = (back, value)
+            if not peer.alive:
+                _give_back((peer.pid, ident))
         node.reply(peer, ident, OK | (REFS if with_refs else 0), body, buffers)
     except ChannelClosed:
         node.reply(peer, ident, CLOSED)
@@ -476,9 +517,13 @@ def _on_acknowledge(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]
 
 @node.control(GIVE_BACK)
 def _on_give_back(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    channel, item = _under_way.pop((peer.pid, ident), (None, None))
-    if channel is not None:
-        channel.give_back(item)
+    _give_back((peer.pid, ident))
+
+
+def _give_back(key: tuple[int, int]) -> None:
+    give_back, item = _under_way.pop(key, (None, None))
+    if give_back is not None:
+        give_back(item)
 
 
 def _unclaimed(peer: Peer, flags: int, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
@@ -496,8 +541,7 @@ def _on_death(pid: int) -> None:
         channel, waiter = _waiting.pop(key)
         channel.withdraw(waiter)
     for key in sorted((k for k in _under_way if k[0] == pid), reverse=True):
-        channel, item = _under_way.pop(key)
-        channel.give_back(item)
+        _give_back(key)
 
 
 node.on_death.append(_on_death)

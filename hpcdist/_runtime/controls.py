@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-RELEASE = 1  # references counted down: triples (whence, id, n)
+# 1 and 12: peers gather these themselves.
+from hpcdist._transport.router import ACKNOWLEDGE as ACKNOWLEDGE
+from hpcdist._transport.router import RELEASE as RELEASE
+
 SENT = 2  # a reference was sent: (whence, id, to whom)
 FETCH, READY, PUT, CANCEL, RUNNING = 3, 4, 5, 6, 7  # futures
 INTERRUPT = 9
-OPERATE, WITHDRAW, ACKNOWLEDGE, GIVE_BACK, FREE = 10, 11, 12, 13, 14  # remote channels
+OPERATE, WITHDRAW, GIVE_BACK, FREE = 10, 11, 13, 14  # remote channels
 PUT_ITEM, TAKE_ITEM = 15, 16  # the same in short, for the plain case: (whence, id) and the item
 WELCOME = 20  # pid 1 to a new worker: who it is and whom it knows
 JOINED = 21  # pid 1 to workers: [(pid, member), ...]
@@ -16,6 +19,8 @@ LEAVE = 24  # pid 1 to a worker: end
 OUTPUT = 25  # a worker to pid 1: (descriptor, text)
 STATUS = 26
 PARK = 27  # pid 1 to a rank that leaves before its world can: run nothing more
+TRUST = 28  # pid 1 to a worker: the certificate by which workers on other hosts are known
+CALL_ME = 29  # a worker by way of pid 1 to another, which it cannot dial: (whom, who)
 POOL = 30  # an operation on a worker pool: (pool, name, argument)
 TAKE_BACK = 31  # items of batches that have not started: (all or half, ids of the batches)
 FORGET = 32  # functions kept for `pmap` or a CachingPool: (tokens, ids of batches)

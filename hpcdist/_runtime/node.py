@@ -129,7 +129,9 @@ class Node:
                 self.unclaimed(peer, flags, ident, body, buffers)
                 return
             slot.value = (flags, body, buffers)
-            self.complete(slot)
+            self.progress.complete(slot)
+            if type(slot) is not Slot:
+                slot.arrived()
         elif kind == CALL:
             self.on_call(peer, flags, ident, aux, body, buffers)
         elif kind == CONTROL:

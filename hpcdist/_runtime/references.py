@@ -18,9 +18,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hpcdist._runtime.controls import SENT
+from hpcdist._runtime.controls import RELEASE, SENT
 from hpcdist._runtime.node import node
-from hpcdist._transport.router import RELEASE, Peer, triples
+from hpcdist._transport.router import Peer, triples
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import Buffer

@@ -33,11 +33,14 @@ class Bells:
         finally:
             os.close(fd)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._path = self._path_of(rank)
-        self.socket.bind(self._path)
+        self.socket.bind(self._name_of(rank))
 
-    def _path_of(self, rank: int) -> str:
-        return os.path.join(self._folder, f"b{rank}")
+    def _name_of(self, rank: int) -> str:
+        """A name in Linux's abstract namespace: it leaves with the process, however that ends.
+
+        Anybody on the host could ring there; that wakes us for nothing.
+        """
+        return f"\0{self._folder}/b{rank}"
 
     def ring(self, rank: int) -> bool:
         """Wake a rank if it sleeps; tell whether it did."""
@@ -46,7 +49,7 @@ class Bells:
             # again. A process that is slow to wake would otherwise be rung for each message.
             self._asleep[rank] = 0
             try:
-                self.socket.sendto(b"!", self._path_of(rank))
+                self.socket.sendto(b"!", self._name_of(rank))
             except OSError:  # full: it is being rung already; gone: its keeper knows
                 pass
             return True
@@ -72,7 +75,3 @@ class Bells:
         """Take our bell down."""
         self._asleep.close()
         self.socket.close()
-        try:
-            os.unlink(self._path)
-        except OSError:
-            pass

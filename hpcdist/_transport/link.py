@@ -1,4 +1,4 @@
-"""The sure plane: a stream socket to one process, read and written by the driver.
+"""The sure plane: a stream (a socket, or TLS) to one process, read and written by the driver.
 
 The stream is messages one after the other, each followed by its buffers. Nothing blocks: what
 the socket does not take now waits in a queue until it can be written.
@@ -31,15 +31,18 @@ class Link:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Any,
         progress: Progress,
         deliver: Deliver,
         ended: Callable[[Link], None],
     ) -> None:
         sock.setblocking(False)
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
         self.sock = sock
+        # TLS may hold what the kernel no longer has: epoll would not tell.
+        self._held: Callable[[], int] | None = getattr(sock, "pending", None)
+        if self._held is None:  # TCP chooses its own, and better
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
         self.peer: Any = None
         self.open = True
         self._progress = progress
@@ -141,6 +144,8 @@ class Link:
             self._write()
         if self.open and events & ~select.EPOLLOUT:
             self._read()
+            while self._held is not None and self.open and self._held():
+                self._read()
 
     def _read(self) -> None:
         try:

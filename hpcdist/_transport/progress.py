@@ -67,6 +67,7 @@ class Progress:
         self.spin = 0.0002
         self.patience = 60  # polls before giving way: fewer where processes outnumber cores
         self.woke = False  # a message went to a process that may sleep
+        self.crowding = 1.0  # processes of this host for each core, at least 1
         self.spans_hosts = False  # MPI peers elsewhere cannot ring: do not sleep long
         self.before_sleep: list[Callable[[], None]] = []
         self._epoll: Any = None
@@ -149,11 +150,10 @@ class Progress:
                 pass
 
     def settle(self, processes: int) -> None:
-        """Wait in a way that fits so many processes on this host: where they outnumber the cores,
-        who waits gives way sooner."""
+        """Wait in a way that fits so many processes on this host: the more a core, the less."""
         crowded = processes > _CORES + 1
-        self.patience = 10 if crowded else 60
-        self.spin = 0.0001 if crowded else 0.0002
+        self.patience, self.spin = (10, 0.0001) if crowded else (60, 0.0002)
+        self.crowding = max(1.0, processes / _CORES)
 
     def detach(self) -> None:
         """Stop polling the plane; on return nobody is in the middle of it."""
@@ -168,13 +168,16 @@ class Progress:
 
     # Sending
 
-    def nudge(self) -> None:
-        """Flush the outboxes now, if nobody else is about to."""
+    def nudge(self, wait: float = 0.0) -> None:
+        """Flush the outboxes now, if nobody else is about to; or have it done, within `wait`."""
         main = _ident() == _MAIN
         if main:
             self._main_inside = True
         try:
-            if self._wheel.acquire(False):
+            wait = 0.0 if self._driver == _ident() else wait  # a handler of the driver
+            if wait and self._asleep:
+                self.wake()
+            if self._wheel.acquire(wait > 0, wait or -1):
                 self._take_wheel()
                 try:
                     self._flush()
@@ -210,9 +213,7 @@ class Progress:
 
     def let_go(self) -> None:
         """Give the wheel back."""
-        self._wheel.release()
-        if self.dirty or self._followers:
-            self._pass_wheel_on()
+        self._release()
         if self._main_inside and _ident() == _MAIN:
             self._leave_main()
 
@@ -307,7 +308,8 @@ class Progress:
     def _release(self) -> None:
         """Give the wheel up, and see that whoever needs it next knows."""
         self._wheel.release()
-        self._pass_wheel_on()
+        if self.dirty or self._followers:
+            self._pass_wheel_on()
 
     def _pass_wheel_on(self) -> None:
         while self.dirty and self._wheel.acquire(False):
@@ -451,7 +453,7 @@ class Progress:
             if plane.busy():
                 timeout = min(timeout, 0.0005)
             elif self.spans_hosts:
-                timeout = min(timeout, 0.002)
+                timeout = min(timeout, TICK * self.crowding)
         return timeout
 
     # The helper

@@ -14,12 +14,15 @@ from typing import Any
 from hpcdist._transport.link import Link
 from hpcdist._transport.mpi import Item, MpiPlane
 from hpcdist._transport.progress import Progress
-from hpcdist._wire.frames import CONTROL, FRAME_MAX, Buffer, pack
+from hpcdist._wire.frames import CONTROL, FRAME_MAX, HEAD, Buffer, pack
 
 _LINGER = 200_000  # ns: messages this close behind each other are gathered into one frame
 _clock = time.perf_counter_ns
+_head = HEAD.pack
 
-RELEASE = 1  # the control that counts references down; its body is triples (whence, id, n)
+# The controls that peers gather themselves; all others are in `_runtime/controls.py`.
+RELEASE = 1  # references counted down: triples (whence, id, n)
+ACKNOWLEDGE = 12  # an item that was taken has come: the id of the take
 _TRIPLE = struct.Struct("<QQq")
 
 
@@ -39,6 +42,7 @@ class Peer:
         self.known: set[int] = set()  # ids of functions it has the definition of
         self.bound: dict[str, Any] = {}  # globals of __main__ as it was last told
         self.released: deque[tuple[int, int, int]] = deque()  # references to count down there
+        self.taken: deque[int] = deque()  # takes from its channels that are to be acknowledged
         self.reach: Callable[[Peer], None] | None = None  # dials where there is no link yet
         self._progress = progress
 
@@ -61,6 +65,13 @@ class Peer:
             self.queued = True
             self._progress.dirty.append(self)
 
+    def acknowledge(self, ident: int) -> None:
+        """Tell that a taken item has come: along with the next message, or with the next flush."""
+        self.taken.append(ident)
+        if not self.queued:
+            self.queued = True
+            self._progress.dirty.append(self)
+
     def dispatch(self, data: bytes) -> None:
         """Send one message now if the way is free; for a thread that waits next."""
         progress = self._progress
@@ -69,9 +80,18 @@ class Peer:
             progress.flush()
             return
         try:
+            while self.taken:  # behind the message, which is what somebody waits for
+                data += _head(CONTROL, 0, 0, 0, self.taken.popleft(), ACKNOWLEDGE)
             self.plane.send_frame(self.rank, data)
         finally:
             progress.let_go()
+
+    def answer(self, data: bytes) -> None:
+        """Send one message now if the way is free; for handlers, as the driver runs them."""
+        if self.plane is None or self.outbox:
+            self.post(data)
+        else:
+            self.plane.send_frame(self.rank, data)
 
     def hurry(self) -> None:
         """Flush now, unless messages follow so closely that gathering them pays."""
@@ -94,6 +114,8 @@ class Peer:
         items = []
         while outbox:
             items.append(outbox.popleft())
+        while self.taken:
+            items.append(_head(CONTROL, 0, 0, 0, self.taken.popleft(), ACKNOWLEDGE))
         self.size = 0
         if not items or not self.alive:
             _end(items)
@@ -102,9 +124,10 @@ class Peer:
             self.plane.send(self.rank, items)
         elif self.link is not None:
             self.link.send(items)
-        elif self.reach is not None:
+        else:  # no way yet: whoever makes one flushes again
             outbox.extendleft(reversed(items))
-            self.reach(self)
+            if self.reach is not None:
+                self.reach(self)
         self.flushed = _clock()
 
     def drop(self) -> None:
@@ -112,6 +135,7 @@ class Peer:
         items = []
         while self.outbox:
             items.append(self.outbox.popleft())
+        self.taken.clear()
         _end(items)
 
     def _release(self) -> None:

@@ -23,6 +23,7 @@ from hpcdist._wire.frames import Buffer
 
 APART_MIN = 32 * 1024  # a smaller buffer is copied into the pickle: cheaper than a message
 _APART_MOST = 1000  # their sizes stand in the header
+_ATOMS = {int, float, complex, bool, str, bytes, type(None)}  # nothing inside to look after
 _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError, NotImplementedError)
 
 # References met while pickling, as (thread, reference): whoever sends the bytes counts them.
@@ -101,6 +102,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def dumps(value: Any) -> Payload:
     """Pickle a value completely; nothing has been sent if this raises."""
+    if type(value) in _ATOMS:
+        return Payload(pickle.dumps(value, 5))
     buffers: list[Buffer] = []
 
     def apart(buffer: pickle.PickleBuffer) -> bool:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import struct
+import sys
 from typing import Any
 
 _MAGIC = b"hpcdist1"
@@ -24,7 +25,17 @@ class Refused(ConnectionError):
     """The other side is not one of ours."""
 
 
-def accept(sock: socket.socket, cookie: bytes, timeout: float) -> dict[str, Any]:
+def about() -> dict[str, Any]:
+    """Return what a process says of itself."""
+    return {
+        "host": socket.gethostname(),
+        "os_pid": os.getpid(),
+        "python": sys.version.split()[0],
+        "hpcdist": sys.modules["hpcdist"].__version__,
+    }
+
+
+def accept(sock: Any, cookie: bytes, timeout: float) -> dict[str, Any]:
     """Greet whoever dialled; return what they say of themselves."""
     sock.settimeout(timeout)
     ours = os.urandom(_NONCE)
@@ -39,7 +50,7 @@ def accept(sock: socket.socket, cookie: bytes, timeout: float) -> dict[str, Any]
     return receive_hello(sock)
 
 
-def dial(sock: socket.socket, cookie: bytes, hello: dict[str, Any], timeout: float) -> None:
+def dial(sock: Any, cookie: bytes, hello: dict[str, Any], timeout: float) -> None:
     """Greet the process we dialled and say who we are."""
     sock.settimeout(timeout)
     opening = _exactly(sock, len(_MAGIC) + _NONCE)
@@ -52,13 +63,13 @@ def dial(sock: socket.socket, cookie: bytes, hello: dict[str, Any], timeout: flo
     send_hello(sock, hello)
 
 
-def send_hello(sock: socket.socket, hello: dict[str, Any]) -> None:
+def send_hello(sock: Any, hello: dict[str, Any]) -> None:
     """Send one JSON object, its length before it."""
     data = json.dumps(hello).encode()
     sock.sendall(_LENGTH.pack(len(data)) + data)
 
 
-def receive_hello(sock: socket.socket) -> dict[str, Any]:
+def receive_hello(sock: Any) -> dict[str, Any]:
     """Receive one JSON object."""
     (size,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
     if size > _HELLO_MAX:
@@ -73,7 +84,7 @@ def _proof(cookie: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.digest(cookie, role + first + second, "sha256")
 
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
+def _exactly(sock: Any, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         part = sock.recv(size - len(data))

@@ -1,12 +1,16 @@
 """Channels, within a process and between processes: order, closing, and that nothing is lost."""
 
 import collections
+import ctypes
 import gc
+import mmap
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +80,14 @@ def take_impatiently(channel: RemoteChannel, n: int) -> list[Any]:
         except TimeoutError:
             pass
     return taken
+
+
+def hold_the_interpreter(flag: str, seconds: float) -> None:
+    """Be stuck in C: none of this process's threads can run. A byte in a file says when."""
+    libc = ctypes.PyDLL(None)
+    with open(flag, "r+b") as file, mmap.mmap(file.fileno(), 1) as byte:
+        byte[0] = 1
+        libc.usleep(int(seconds * 1e6))
 
 
 def make_here() -> RemoteChannel:
@@ -497,6 +509,14 @@ def test_arrays_and_unpicklable_items(
     assert things.take() == "still open"
 
 
+def test_long_items_that_are_no_arrays(pids: list[int]) -> None:
+    away = RemoteChannel(1, pids[0])
+    for item in ("x" * 100, "x" * 10_000, "x" * 1_000_000, ["y" * 200_000, 1]):
+        away.put(item)
+        assert away.fetch() == item
+        assert away.take() == item
+
+
 def test_a_channel_may_hold_channels(pids: list[int]) -> None:
     outer = RemoteChannel(1, pids[0])
     outer.put(remotecall_fetch(make_here, pids[1]))
@@ -549,6 +569,61 @@ def test_a_putter_that_dies_is_forgotten(
     things.put("mine", timeout=LONG)
     # Whether the victim's item still counts, nobody can say; that all goes on, we can.
     assert "mine" in (things.take(timeout=LONG), *([things.take()] if things.isready() else []))
+
+
+@pytest.fixture
+def stuck(pids: list[int], tmp_path: Path) -> Callable[[Callable[[], Any]], hpcdist.Future]:
+    """Return what lets something time out while the owner `pids[0]` is stuck in C."""
+    flag = tmp_path / "stuck"
+
+    def give_up(operation: Callable[[], Any]) -> hpcdist.Future:
+        flag.write_bytes(b"\0")
+        holding = remotecall(hold_the_interpreter, pids[0], str(flag), 2.0)
+        eventually(lambda: flag.read_bytes() == b"\1")
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            operation()
+        assert time.monotonic() - start < 1
+        return holding
+
+    return give_up
+
+
+@pytest.mark.parametrize("operation", ["take", "fetch", "wait"])
+def test_a_stuck_owner_holds_nobody_up(
+    operation: str, stuck: Callable[..., hpcdist.Future], pids: list[int]
+) -> None:
+    things = RemoteChannel(2, pids[0])
+    holding = stuck(lambda: getattr(things, operation)(timeout=0.2))
+    later = remotecall(hpcdist.put, pids[1], things, "later")
+    holding.fetch(timeout=LONG)
+    later.fetch(timeout=LONG)
+    assert things.take(timeout=LONG) == "later"
+
+
+def test_an_item_that_comes_too_late_is_given_back(
+    stuck: Callable[..., hpcdist.Future], pids: list[int]
+) -> None:
+    things, shelf = RemoteChannel(2, pids[0]), RemoteChannel(Shelf, pids[0])
+    things.put("first")
+    things.put("second")
+    stuck(lambda: things.take(timeout=0.2)).fetch(timeout=LONG)
+    eventually(lambda: len(things) == 2)
+    assert [things.take(), things.take()] == ["first", "second"]
+    shelf.put("apple", "a")
+    stuck(lambda: shelf.take("a", timeout=0.2)).fetch(timeout=LONG)
+    eventually(lambda: shelf.isready("a"))
+    assert shelf.take("a") == "apple"
+
+
+def test_a_timeout_of_zero_takes_what_is_there(
+    remote_channel: Callable[..., RemoteChannel],
+) -> None:
+    things = remote_channel(1)
+    things.put("there")
+    assert things.take(timeout=0) == "there"
+    with pytest.raises(TimeoutError):
+        things.take(timeout=0)
 
 
 # --- own backings --------------------------------------------------------------------------------

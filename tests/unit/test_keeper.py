@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from hpcdist._managers import launching
-from hpcdist._managers.launching import Keeper, MpiNotFound, find_mpi, identify, launch_op, scrubbed
+from hpcdist._managers.keepers import Keeper
+from hpcdist._managers.launching import MpiNotFound, find_mpi, identify, launch_op, scrubbed
 from hpcdist._managers.pmi import PmiServer
 from hpcdist._managers.processes import Lines, signal_number
 

@@ -1,0 +1,1 @@
+"""Batch schedulers: job scripts, submission, and what became of the jobs."""

@@ -1,0 +1,123 @@
+"""Pid 1's way to a keeper: a socket pair to one it has started, TLS to one in a job."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpcdist._managers.launching import scrubbed
+from hpcdist._managers.processes import pack, unpack
+
+_SENDING = 5.0
+
+
+class RemoteKeeper:
+    """A keeper that has dialled in from another host.
+
+    Args:
+        sock: The connection, greeted. Its end is the world's end.
+        host: Where it runs.
+    """
+
+    def __init__(self, sock: Any, host: str) -> None:
+        self._link = sock
+        self._lock = threading.Lock()  # guards the link's mode: greetings send, the driver reads
+        self.host = host
+        self._incoming = bytearray()
+        self._ended = False
+
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait on; readable means `receive` has something."""
+        number: int = self._link.fileno()
+        return number
+
+    def send(self, op: dict[str, Any]) -> None:
+        """Send one op. Raises OSError when the keeper is gone."""
+        with self._lock:
+            self._link.settimeout(_SENDING)
+            self._link.sendall(pack(op))
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Return every complete event that has arrived, without waiting.
+
+        Raises:
+            EOFError: The keeper has ended and everything it said has been returned.
+        """
+        ended = self._fill()
+        events = unpack(self._incoming)
+        if ended and not events:
+            raise EOFError("the keeper has ended")
+        return events
+
+    def _fill(self) -> bool:
+        try:
+            with self._lock:
+                self._link.setblocking(False)
+                while data := self._link.recv(1 << 16):
+                    self._incoming += data
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def wait(self, timeout: float | None = None) -> int:
+        """There is no process of ours to wait for."""
+        return 0
+
+    def close(self) -> None:
+        """Drop the link. A world that is still up ends."""
+        self._link.close()
+
+
+class Keeper(RemoteKeeper):
+    """A keeper on this host, started here.
+
+    Start it from the main thread of a process that stays: the socket's end is the world's end.
+
+    Args:
+        python: The interpreter for it and, where they are forked, for its ranks.
+        flags: Flags of the interpreter.
+        environ: What it starts with; by default this process's, scrubbed.
+    """
+
+    def __init__(
+        self,
+        python: str = sys.executable,
+        *,
+        flags: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        super().__init__(ours, socket.gethostname())
+        with theirs:
+            try:
+                # -P: the current directory is the user's, and may hold a `socket.py`.
+                self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                    [python, *flags, "-P", "-m", "hpcdist._managers.keeper"],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=_with_package(scrubbed(os.environ if environ is None else environ)),
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the keeper's process to leave; return its status."""
+        return self.process.wait(timeout)
+
+
+def _with_package(environ: dict[str, str]) -> dict[str, str]:
+    """Make sure the keeper finds the very hpcdist that starts it."""
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    entries = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if os.path.basename(here) not in ("site-packages", "dist-packages") and here not in entries:
+        environ["PYTHONPATH"] = os.pathsep.join([here, *entries])
+    return environ
