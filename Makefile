@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer, with venv) and make; everything else is installed into .venv*/, but
-# for the Slurm of the tests: that is Debian's, and where it can be neither found nor installed, its
-# tests are skipped.
+# for the Slurm, the Grid Engine and the sshd of the tests: these are Debian's, and where they can be
+# neither found nor installed, their tests are skipped.
 
 PYTHON ?= python3
 # The MPI of `make demo` and `make bench`, and the MPIs that `make test` goes through.
@@ -8,8 +8,8 @@ MPI ?= mpich
 MPIS ?= mpich openmpi
 RANKS ?= 4
 PYTEST_ARGS ?=
-# --need-slurm: where no Slurm can be set up, its tests fail instead of being skipped.
-SLURM_ARGS ?=
+# --need-hosts: where no hosts can be made, their tests fail instead of being skipped.
+HOSTS_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
@@ -24,8 +24,8 @@ MPI_ENV = OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 	PRTE_MCA_hwloc_default_binding_policy=none
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean install-slurm
-.PHONY: $(foreach mpi,$(MPIS),test-$(mpi) outside-$(mpi) inworld-$(mpi) slurm-$(mpi))
+.PHONY: help demo test lint format bench docs clean install-hosts
+.PHONY: $(foreach mpi,$(MPIS),test-$(mpi) outside-$(mpi) inworld-$(mpi) slurm-$(mpi) hosts-$(mpi))
 .SECONDARY:
 # The tests measure time limits, and two runs at once would disturb each other.
 .NOTPARALLEL:
@@ -34,6 +34,7 @@ help:
 	@echo 'make demo [MPI=openmpi]            a first look, in its own environment'
 	@echo 'make test [MPIS="mpich openmpi"]   lint, then all tests with each MPI'
 	@echo 'make slurm-mpich | slurm-openmpi   the tests with a real Slurm alone: root on Linux'
+	@echo 'make hosts-mpich | hosts-openmpi   those with other schedulers, and ssh: the same'
 	@echo 'make lint | format | bench | docs | clean'
 
 # $(call make-venv,folder,extras): makes the environment if it is missing, then installs.
@@ -80,7 +81,7 @@ format: .venv-lint/.installed
 
 test: lint $(MPIS:%=test-%)
 
-$(MPIS:%=test-%): test-%: outside-% inworld-% slurm-%
+$(MPIS:%=test-%): test-%: outside-% inworld-% slurm-% hosts-%
 
 $(MPIS:%=outside-%): outside-%: .venv-%/.installed
 	@echo '== tests outside a world, with $*'
@@ -91,12 +92,16 @@ $(MPIS:%=inworld-%): inworld-%: .venv-%/.installed
 	$(MPI_ENV) .venv-$*/bin/mpiexec -n $(RANKS) \
 		.venv-$*/bin/python -m pytest --color=no --with-mpi tests/mpi $(PYTEST_ARGS)
 
-$(MPIS:%=slurm-%): slurm-%: .venv-%/.installed install-slurm
+$(MPIS:%=slurm-%): slurm-%: .venv-%/.installed install-hosts
 	@echo '== tests with a real Slurm, with $*'
-	.venv-$*/bin/python -m pytest tests/slurm $(SLURM_ARGS) $(PYTEST_ARGS)
+	.venv-$*/bin/python -m pytest tests/slurm $(HOSTS_ARGS) $(PYTEST_ARGS)
 
-install-slurm:
-	tests/slurm/install.sh
+$(MPIS:%=hosts-%): hosts-%: .venv-%/.installed install-hosts
+	@echo '== tests with PBS, Grid Engine, LSF and ssh, with $*'
+	.venv-$*/bin/python -m pytest tests/pbs tests/sge tests/lsf tests/ssh $(HOSTS_ARGS) $(PYTEST_ARGS)
+
+install-hosts:
+	tests/install.sh slurm sge ssh
 
 bench: .venv-$(MPI)/.installed
 	.venv-$(MPI)/bin/python -m benchmarks

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from hpcdist._managers.base import ClusterManager as ClusterManager
     from hpcdist._managers.base import WorkerConfig as WorkerConfig
     from hpcdist._managers.base import default_addprocs_params as default_addprocs_params
+    from hpcdist._managers.batch.lsf import LSFManager as LSFManager
+    from hpcdist._managers.batch.pbs import PBSManager as PBSManager
+    from hpcdist._managers.batch.sge import SGEManager as SGEManager
     from hpcdist._managers.batch.slurm import SlurmManager as SlurmManager
+    from hpcdist._managers.elastic import ElasticManager as ElasticManager
     from hpcdist._managers.launch import Launch as Launch
     from hpcdist._managers.lifecycle import Removal as Removal
     from hpcdist._managers.lifecycle import addprocs as addprocs
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from hpcdist._managers.lowlevel import start_worker as start_worker
     from hpcdist._managers.lowlevel import worker_id_from_socket as worker_id_from_socket
     from hpcdist._managers.mpi import MPIManager as MPIManager
+    from hpcdist._managers.ssh import SSHManager as SSHManager
     from hpcdist._managers.views import myid as myid
     from hpcdist._managers.views import nprocs as nprocs
     from hpcdist._managers.views import nworkers as nworkers
@@ -93,14 +98,19 @@ _HOMES = {
     "_integrations.executor": "Executor",
     "_integrations.joblib": "register_joblib",
     "_managers.base": "ClusterManager WorkerConfig default_addprocs_params",
+    "_managers.elastic": "ElasticManager",
     "_managers.launch": "Launch",
     "_managers.lifecycle": "Removal addprocs cluster init launch rmprocs shutdown",
+    "_managers.batch.lsf": "LSFManager",
+    "_managers.batch.sge": "SGEManager",
+    "_managers.batch.pbs": "PBSManager",
     "_managers.batch.slurm": "SlurmManager",
     "_managers.local": "LocalManager",
     "_managers.lowlevel": (
         "cluster_cookie init_worker process_messages start_worker worker_id_from_socket"
     ),
     "_managers.mpi": "MPIManager",
+    "_managers.ssh": "SSHManager",
     "_managers.views": "myid nprocs nworkers procs status workers",
     "_monitor.status": "WorkerStatus",
     "_parallel.everywhere": "everywhere",

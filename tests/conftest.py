@@ -66,7 +66,14 @@ RUN = pytest.StashKey[Run]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of `random` in every test")
-    parser.addoption("--need-slurm", action="store_true", help="no Slurm is a failure, not a skip")
+    parser.addoption("--need-hosts", action="store_true", help="no hosts: a failure, not a skip")
+
+
+def go_without(request: pytest.FixtureRequest, why: str) -> None:
+    """Skip, or fail where it was said that hosts can be made."""
+    if request.config.getoption("--need-hosts"):
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why)
 
 
 # --- the session ------------------------------------------------------------

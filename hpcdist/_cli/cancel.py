@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from hpcdist._cli.runs import Run, runs, verdicts
-from hpcdist._cli.schedulers import SCHEDULERS, leave, manager_of, refusals, tell
+from hpcdist._cli.schedulers import find, leave, manager_of, refusals, tell
 
 
 def main(options: argparse.Namespace) -> int:
@@ -25,8 +25,15 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _named(ours: Sequence[Run], name: str) -> list[Run]:
-    """Find the jobs behind a number; that of a job array, or a run's name, stands for several."""
-    return [run for run in ours if name in (run.job, run.job.partition("_")[0], run.name)]
+    """Find the jobs behind a number; that of a job array, or a run's name, stands for several.
+
+    PBS calls its jobs by number and server: the number will do.
+    """
+    return [
+        run
+        for run in ours
+        if name in (run.job, run.job.partition("_")[0], run.job.partition(".")[0], run.name)
+    ]
 
 
 def _cancel(found: list[Run]) -> int:
@@ -40,6 +47,6 @@ def _cancel(found: list[Run]) -> int:
     living = [run for run, verdict in known.items() if verdict and not verdict.state.terminal]
     for name in dict.fromkeys(run.scheduler for run in living):
         some = [run.job for run in living if run.scheduler == name]
-        manager_of(SCHEDULERS[name], 1).cancel(some)
+        manager_of(find(name), 1).cancel(some)
         tell(f"cancelled: {', '.join(some)}")
     return 1 if lost else 0

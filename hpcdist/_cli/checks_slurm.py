@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,29 @@ def parse_ping(text: str) -> list[tuple[str, str]]:
     for hosts, states in re.findall(r" at (\S+) (?:is|are) ([A-Z/]+)", text):
         found += zip(hosts.split("/"), states.split("/"), strict=False)
     return found
+
+
+def checks(
+    manager: BatchManager, params: Mapping[str, Any], family: str | None
+) -> list[Callable[[], Iterable[Finding]]]:
+    """Return the checks, in their order.
+
+    Args:
+        family: The MPI library's; None: there is none.
+    """
+    return [
+        scheduler,
+        lambda: [flavours(family, _launcher(manager, params))],
+        lambda: [test_only(manager, params)],
+        lambda: [partitions()],
+        lambda: [accounting()],
+    ]
+
+
+def _launcher(manager: BatchManager, params: Mapping[str, Any]) -> str:
+    settings = manager.settings_of(params)
+    argv = manager.choose_launcher(manager.n, manager.asked(settings), settings).argv
+    return " ".join([argv[0], *(word for word in argv if word.startswith("--mpi="))])
 
 
 def scheduler() -> Iterator[Finding]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hpcdist._cli import checks, checks_slurm, job_options, testjob
+from hpcdist._cli import checks, job_options, testjob
 from hpcdist._cli.findings import Finding, Mark, bad, fact, show
 from hpcdist._cli.schedulers import NoScheduler, Scheduler, chosen, leave, manager_of
 from hpcdist._managers.batch.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
@@ -55,10 +56,10 @@ def _all(options: argparse.Namespace, params: dict[str, Any], python: str) -> It
     manager = manager_of(scheduler, options.n)
     if here["library"] is None:  # complained of before; the rest can be checked without it
         params = {"isolation": "process"} | params
-    yield from _slurm(manager, params, here)
+    yield from _theirs(scheduler, manager, params, here)
     tried = []
     if hasattr(options, "run"):
-        for finding in _run(manager, params, here):
+        for finding in _run(scheduler, manager, params, here):
             tried.append(finding)
             yield finding
     if not tried or any(finding.mark is Mark.BAD for finding in tried):
@@ -76,17 +77,18 @@ def _scheduler(options: argparse.Namespace) -> Scheduler | None:
         return None
 
 
-def _slurm(
-    manager: BatchManager, params: dict[str, Any], here: dict[str, Any]
+def _theirs(
+    scheduler: Scheduler, manager: BatchManager, params: dict[str, Any], here: dict[str, Any]
 ) -> Iterator[Finding]:
-    found = list(checks_slurm.scheduler())
-    yield from found
-    if any(finding.mark is Mark.BAD for finding in found):
+    """Run the scheduler's own checks. Where the first one fails, there is nobody to ask."""
+    if not scheduler.checks:  # another package brings its manager, and none of these
         return
-    yield from _guarded(lambda: [checks_slurm.flavours(_family(here), _launcher(manager, params))])
-    yield from _guarded(lambda: [checks_slurm.test_only(manager, params)])
-    yield checks_slurm.partitions()
-    yield checks_slurm.accounting()
+    module = import_module(scheduler.checks)
+    for number, check in enumerate(module.checks(manager, params, _family(here))):
+        found = list(_guarded(check))
+        yield from found
+        if number == 0 and any(finding.mark is Mark.BAD for finding in found):
+            return
 
 
 def _family(here: dict[str, Any]) -> str | None:
@@ -94,15 +96,12 @@ def _family(here: dict[str, Any]) -> str | None:
     return known[0] if known is not None else None
 
 
-def _launcher(manager: BatchManager, params: dict[str, Any]) -> str:
-    settings = manager.settings_of(params)
-    argv = manager.choose_launcher(manager.n, manager.asked(settings), settings).argv
-    return " ".join([argv[0], *(word for word in argv if word.startswith("--mpi="))])
-
-
-def _run(manager: BatchManager, params: dict[str, Any], here: dict[str, Any]) -> Iterator[Finding]:
-    short = {} if {"t", "time"} & set(params) else {"time": "1"}
-    job = short | params
+def _run(
+    scheduler: Scheduler, manager: BatchManager, params: dict[str, Any], here: dict[str, Any]
+) -> Iterator[Finding]:
+    name, minute = scheduler.limit
+    limited = not name or any(manager.aliases.get(given, given) == name for given in params)
+    job = params if limited else {name: minute} | params
     return _guarded(lambda: testjob.check(manager, job, here, params.get("interface")))
 
 

@@ -33,7 +33,10 @@ def _pair(text: str) -> tuple[str, str]:
 _Entry: TypeAlias = tuple[str, dict[str, Any]]
 # The flag and what argparse is told of it. `dest` is the keyword of `addprocs`.
 _JOB: list[_Entry] = [
-    ("--scheduler", {"metavar": "NAME", "help": "slurm; by default the one that is found here"}),
+    (
+        "--scheduler",
+        {"metavar": "NAME", "help": "slurm, pbs, sge or lsf; by default that found here"},
+    ),
     ("--template", {"metavar": "FILE", "help": "a template of one's own, by name or path"}),
     ("--module", {"metavar": "NAME", "dest": "modules", "help": "module load NAME; repeatable"}),
     ("--setup", {"metavar": "LINE", "help": "a shell line before the launch; repeatable"}),

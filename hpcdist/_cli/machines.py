@@ -1,12 +1,17 @@
-"""Machine files: where to start workers, one `[count*][user@]host` a line, as Julia has them."""
+"""Machine files: where to start workers, one `[count*][user@]host[:port] [bind_addr]` a line."""
 
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import socket
+from dataclasses import replace
 
-_LINE = re.compile(r"(?:(?P<count>\d+)\s*\*\s*)?(?:(?P<user>[^@\s]+)@)?(?P<host>[^@\s*]+)")
+from hpcdist._managers.ssh_machines import Machine, parse, read
+
+_COUNT = re.compile(r"(?:(?P<count>\d+|auto)\s*\*\s*)?(?P<rest>[^*]*)")
+_FORM = "[count*][user@]host[:port] [bind_addr]"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -14,47 +19,51 @@ class MachineFileError(ValueError):
     """A machine file that cannot be followed; the text says where and why."""
 
 
-def local_workers(path: str) -> int:
-    """Count the workers that a machine file asks for on this machine.
+def read_file(path: str) -> tuple[int, list[Machine]]:
+    """Read a machine file: how many workers it asks for on this machine, and the other machines.
 
     Raises:
-        MachineFileError: It is not readable, or asks for more than that.
+        MachineFileError: It is not readable, or a line is not understood.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            lines = [line.partition("#")[0].strip() for line in file]
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a text"
         raise MachineFileError(f"{path}: {reason}") from exc
     try:
-        counted = [_count(line) for line in lines]
-    except MachineFileError as exc:
+        found = [_read_line(line) for line in lines if line]
+        here = sum(_cores(m) for m in found if _is_here(m))
+        return here, read(m for m in found if m.count != 0 and not _is_here(m))
+    except ValueError as exc:
         raise MachineFileError(f"{path}: {exc}") from None
-    return sum(counted)
 
 
-def _count(line: str) -> int:
+def _read_line(line: str) -> Machine:
     """Read one line.
 
-    >>> _count("3*localhost  # half of the cores"), _count("# a comment")
-    (3, 0)
+    >>> _read_line("3*ada@node1:2222").count, _read_line("auto*node1").count
+    (3, None)
     """
-    text = line.partition("#")[0].strip()
-    if not text:
-        return 0
-    match = _LINE.fullmatch(text)
-    if match is None:
-        raise MachineFileError(f"'{text}' is not of the form [count*][user@]host")
-    if not _is_here(match["user"], match["host"]):
-        raise MachineFileError(
-            f"'{text}' is another machine or user, which is not supported yet; "
-            f"localhost and {socket.gethostname()} are"
-        )
-    return int(match["count"] or 1)
+    match = _COUNT.fullmatch(line)
+    try:
+        machine = parse(match["rest"] if match is not None else "")
+    except ValueError:
+        raise ValueError(f"'{line}' is not of the form {_FORM}") from None
+    assert match is not None
+    count = match["count"] or "1"
+    return replace(machine, count=None if count == "auto" else int(count))
 
 
-def _is_here(user: str | None, host: str) -> bool:
-    if user is not None and user != getpass.getuser():
+def _cores(machine: Machine) -> int:
+    return len(os.sched_getaffinity(0)) if machine.count is None else machine.count
+
+
+def _is_here(machine: Machine) -> bool:
+    """Whether it is this machine. One with a port of ssh's own leads, as a rule, elsewhere."""
+    if machine.port is not None or machine.bind is not None:
+        return False
+    if machine.user is not None and machine.user != getpass.getuser():
         return False
     name = socket.gethostname()
-    return host in _LOOPBACK or host in (name, name.partition(".")[0])
+    return machine.host in _LOOPBACK or machine.host in (name, name.partition(".")[0])

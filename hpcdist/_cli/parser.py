@@ -24,16 +24,17 @@ examples:
   hpcdist run -n auto -m package.module
   hpcdist run --machine-file machines.txt driver.py
 
-A machine file has one `[count*][user@]host` a line; # begins a comment. Hosts other than this one
-are refused for now.
+A machine file has one `[count*][user@]host[:port] [bind_addr]` a line, where count may be auto; #
+begins a comment. Hosts other than this one are reached by ssh.
 """
 _REPL = """\
 Start an interactive Python with N workers and hpcdist's names at hand: IPython where it is
 installed. Ctrl-C ends what you wait for and leaves the workers alone; Ctrl-D ends it all.
 """
 _WORKER = """\
-Be a worker. Cluster managers start this command; people rarely need it. The join file names the
-cluster and holds its secret; `-` reads it from standard input.
+Be a worker. Cluster managers start this command; type it yourself with the join file of an
+ElasticManager. The file names the cluster and holds its secret, so it has to be yours alone (mode
+0600); `-` reads it from standard input.
 """
 _DEMO = """\
 A first look: pi summed over the workers, a channel between two of them, a worker's error. Runs

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from hpcdist._cli.schedulers import SCHEDULERS, manager_of
+from hpcdist._cli.schedulers import NoScheduler, find, manager_of
 from hpcdist._managers.batch.following import exit_verdict
 from hpcdist._managers.batch.job import JobId, read_manifests
 from hpcdist._managers.batch.verdict import JobState, Verdict, merge
@@ -60,7 +60,7 @@ def _runs_of(facts: dict[str, Any]) -> list[Run]:
 
 def _exit_folder(folder: str, job: JobId) -> str:
     _, _, task = job.partition("_")
-    return os.path.join(folder, "tasks", task) if task else folder
+    return os.path.join(folder, "tasks", task) if task.isdigit() else folder
 
 
 def _driver(facts: dict[str, Any]) -> str:
@@ -78,12 +78,15 @@ def verdicts(found: Sequence[Run]) -> dict[Run, Verdict | None]:
     known: dict[Run, Verdict | None] = {}
     for name in dict.fromkeys(run.scheduler for run in found):
         some = [run for run in found if run.scheduler == name]
-        known |= _ask(name, some) if name in SCHEDULERS else dict.fromkeys(some)
+        known |= _ask(name, some)
     return known
 
 
 def _ask(name: str, some: Sequence[Run]) -> dict[Run, Verdict | None]:
-    manager = manager_of(SCHEDULERS[name], 1)
+    try:
+        manager = manager_of(find(name), 1)
+    except NoScheduler:  # of a package that is gone
+        return dict.fromkeys(some)
     # A script that has said how it ended, and was not told to, has ended so: no need to ask.
     known: dict[Run, Verdict | None] = {run: exit_verdict(run.exit_folder) for run in some}
     open_ = [run for run, last in known.items() if last is None or last.signal]

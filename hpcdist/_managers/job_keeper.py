@@ -98,6 +98,9 @@ class JobKeeper(Keeper):
             if rank is None and number == 2:
                 part, ends = steps.parse_ends(how, said)
                 deaths += ends
+            elif number == 2:
+                part, ends = steps.parse_told(said)
+                deaths += ends
             if rank is None:  # the launcher's own words belong into the job's log too
                 os.write(number, part.encode())
             self._tell_output(rank, number, part)

@@ -24,6 +24,8 @@ class RemoteKeeper:
         host: Where it runs.
     """
 
+    gone = "its keeper ended"
+
     def __init__(self, sock: Any, host: str) -> None:
         self._link = sock
         self._lock = threading.Lock()  # guards the link's mode: greetings send, the driver reads
@@ -93,17 +95,23 @@ class Keeper(RemoteKeeper):
         flags: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
     ) -> None:
+        # -P: the current directory is the user's, and may hold a `socket.py`.
+        argv = [python, *flags, "-P", "-m", "hpcdist._managers.keeper"]
+        env = _with_package(scrubbed(os.environ if environ is None else environ))
+        self._start(argv, socket.gethostname(), env=env)
+
+    def _start(self, argv: Sequence[str], host: str, *, both: bool = False, **how: Any) -> None:
+        """Start a process with a socket to us as its standard input; with `both`, output too."""
         ours, theirs = socket.socketpair()
-        super().__init__(ours, socket.gethostname())
+        super().__init__(ours, host)
         with theirs:
             try:
-                # -P: the current directory is the user's, and may hold a `socket.py`.
                 self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                    [python, *flags, "-P", "-m", "hpcdist._managers.keeper"],
+                    argv,
                     stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    env=_with_package(scrubbed(os.environ if environ is None else environ)),
+                    stdout=theirs.fileno() if both else subprocess.DEVNULL,
                     start_new_session=True,
+                    **how,
                 )
             except BaseException:
                 ours.close()
@@ -114,10 +122,16 @@ class Keeper(RemoteKeeper):
         return self.process.wait(timeout)
 
 
+def checkout() -> str | None:
+    """Return the folder this hpcdist lies in; None where it is an interpreter's own."""
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return None if os.path.basename(here) in ("site-packages", "dist-packages") else here
+
+
 def _with_package(environ: dict[str, str]) -> dict[str, str]:
     """Make sure the keeper finds the very hpcdist that starts it."""
-    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    here = checkout()
     entries = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if os.path.basename(here) not in ("site-packages", "dist-packages") and here not in entries:
+    if here is not None and here not in entries:
         environ["PYTHONPATH"] = os.pathsep.join([here, *entries])
     return environ

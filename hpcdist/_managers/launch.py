@@ -11,7 +11,8 @@ from hpcdist import _log
 from hpcdist._errors import LaunchError
 from hpcdist._managers import roster
 from hpcdist._managers.base import ClusterManager, JobManager, KeptManager, Settings
-from hpcdist._managers.failing import launch_error
+from hpcdist._managers.elastic import ElasticManager, ElasticWorld
+from hpcdist._managers.failing import launch_error, together
 from hpcdist._managers.world import LaunchState, World
 from hpcdist._runtime.node import node
 from hpcdist._transport.progress import Slot
@@ -39,15 +40,19 @@ class Launch:
         self.estimated_start: datetime.datetime | None = None
         self._slots: list[Slot] = []
         self.jobs_of = manager if isinstance(manager, JobManager) else None
-        sizes = [None] if self.jobs_of is None else self.jobs_of.sizes(settings)
-        self.worlds = [World(self, size) for size in sizes]
+        kept = manager if isinstance(manager, KeptManager) else None
+        self.on_network = kept is not None and kept.on_network
+        self.hosts_apart = kept is not None and kept.hosts_apart
+        sizes = [None] if kept is None else kept.sizes(settings)
+        kind = ElasticWorld if isinstance(manager, ElasticManager) else World
+        self.worlds = [kind(self, size) for size in sizes]
 
     # What users ask
 
     @property
     def pids(self) -> list[int]:
         """The workers that have registered so far."""
-        return sorted(pid for world in self.worlds for pid in world.registered)
+        return sorted(pid for world in self.worlds for pid in world.pids)
 
     @property
     def state(self) -> LaunchState:
@@ -63,7 +68,8 @@ class Launch:
         return list(dict.fromkeys(w.job for w in self.worlds if w.job is not None))
 
     def __repr__(self) -> str:
-        return f"<Launch {self.state}: {len(self.pids)} of {self.expected} workers>"
+        of = "" if self.expected is None else f" of {self.expected}"
+        return f"<Launch {self.state}: {len(self.pids)}{of} workers>"
 
     def log(self, n: int = 20) -> list[str]:
         """Return the last lines the launch has printed."""
@@ -77,6 +83,7 @@ class Launch:
             LaunchError: The launch failed or was cancelled.
             TimeoutError: The timeout has passed; the launch goes on.
         """
+        n = self.manager.enough if n is None else n
         deadline = None if timeout is None else time.monotonic() + timeout
         shown = self.jobs_of is not None and sys.stderr is not None and sys.stderr.isatty()
         try:
@@ -150,7 +157,7 @@ class Launch:
         except BaseException as exc:
             self.fail(exc)
             raise
-        if self.jobs_of is None:
+        if not self.on_network:  # elsewhere it starts with a world
             self.worlds[0].set_clock()
 
     def background(self, fn: Callable[[], object]) -> None:
@@ -186,6 +193,12 @@ class Launch:
         world: World | None = None,
     ) -> None:
         """Give the launch up; who waits for it is told why."""
+        if world is not None and self.hosts_apart:
+            if not world.settled:
+                world.failure = launch_error(world, what, phase, tail)
+            world.abandon()
+            self.changed()
+            return
         if world is not None and self._can_do_without(world):
             _log.log("warning", f"workers are missing: {what}")
             world.abandon()
@@ -210,10 +223,23 @@ class Launch:
         with roster.lock:
             if self.jobs_of is not None and all(world.up for world in self.worlds):
                 self.reason = self.estimated_start = None
-            if self.pending and all(world.settled for world in self.worlds):
-                self.outcome = LaunchState.RUNNING
+            settled = self.pending and all(world.settled for world in self.worlds)
+            missed = self._conclude() if settled else []
+        for failure in missed:
+            _log.log("warning", f"workers are missing: {failure}")
         for slot in list(self._slots):
             node.complete(slot)
+
+    def _conclude(self) -> list[LaunchError]:
+        """No more workers will come: decide. Returns the failures of worlds it can do without."""
+        failures = [world.failure for world in self.worlds if world.failure is not None]
+        least = self.settings.min_workers
+        if not failures or (least is not None and len(self.pids) >= least):
+            self.outcome = LaunchState.RUNNING
+            return failures
+        self.error = together(failures, len(self.worlds), self.pids)
+        self.outcome = LaunchState.FAILED
+        return []
 
     def close(self) -> None:
         """End what is left of its worlds."""

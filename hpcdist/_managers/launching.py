@@ -25,8 +25,12 @@ PROBE_DEADLINE = 20.0
 VERSION_DEADLINE = 20.0
 
 # What a launcher or a batch system leaves in the environment of the processes it starts. A launch
-# from inside one of them that inherits these fails (MPICH) or hangs (Open MPI).
-SCRUBBED = ("PMI", "OMPI_", "PRTE_", "HYD", "MPI_LOCAL", "SLURM_")
+# from inside one of them that inherits these fails (MPICH) or hangs (Open MPI). By two of PBS's the
+# launchers find the hosts of a job; the others are the user's to read.
+SCRUBBED = (
+    *("PMI", "OMPI_", "PRTE_", "HYD", "MPI_LOCAL", "SLURM_"),
+    *("PBS_ENVIRONMENT", "PBS_NODEFILE"),
+)
 KEPT = frozenset({"SLURM_CONF"})
 
 # Open MPI's settings, as environment variables, which all its parts read. Sources: `ompi_info

@@ -15,7 +15,8 @@ from typing import Any
 
 from hpcdist import _config
 from hpcdist._managers import mpi, roster, sections  # noqa: F401  (registers its handlers)
-from hpcdist._managers.base import ClusterManager, JobManager, Settings
+from hpcdist._managers.base import ClusterManager, KeptManager, Settings
+from hpcdist._managers.elastic import ElasticManager
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.local import LocalManager
 from hpcdist._runtime.node import node
@@ -45,7 +46,8 @@ def addprocs(what: Any = None, /, **params: Any) -> list[int]:
     """Add workers and return their pids once all have registered.
 
     Args:
-        what: None: one per core this process may use; a number; or a ClusterManager.
+        what: None: one per core this process may use; a number; a list of hosts, see
+            `SSHManager`; or a ClusterManager.
         **params: `dir`, `env`, `python`, `exeflags`, `topology`, `concurrency`, `timeout`,
             `isolation`, `min_workers`, `enable_threaded_blas`, and the manager's own.
 
@@ -64,16 +66,24 @@ def addprocs(what: Any = None, /, **params: Any) -> list[int]:
         _settings(manager, params)
         mpi.enter(manager.comm)
         return sorted(node.members.living)
+    started = _add(manager, params)
+    return [] if started is None else started.pids
+
+
+def _add(manager: ClusterManager, params: dict[str, Any]) -> Launch | None:
+    """Start workers and wait for them; None where none are asked for."""
     with _one_at_a_time:
         settings = _settings(manager, params)
         if isinstance(manager, LocalManager) and manager.n == 0:
-            return []
+            return None
         started = _launch(manager, settings)
         try:
-            return started.wait(settings.min_workers)
+            started.wait(settings.min_workers)
         except KeyboardInterrupt:
-            started.cancel()
+            if not isinstance(manager, ElasticManager):  # its workers were not started by this
+                started.cancel()
             raise
+        return started
 
 
 def launch(what: Any = None, /, **params: Any) -> Launch:
@@ -91,6 +101,9 @@ def launch(what: Any = None, /, **params: Any) -> Launch:
 
 
 def _launch(manager: ClusterManager, settings: Settings) -> Launch:
+    if isinstance(manager, ElasticManager) and manager.open_launch is not None:
+        manager.renew(settings)
+        return manager.open_launch
     started = Launch(manager, settings)
     _launches.append(started)
     try:
@@ -105,17 +118,23 @@ def _launch(manager: ClusterManager, settings: Settings) -> Launch:
 def _manager(what: Any) -> ClusterManager:
     if node.me != 1:
         raise RuntimeError("Only process 1 can add and remove workers")
-    if what is None:
-        return LocalManager(len(os.sched_getaffinity(0)))
     if isinstance(what, ClusterManager):
         if node.refusal and not (isinstance(what, mpi.MPIManager) and what.inside):
             raise RuntimeError(node.refusal)
         return what
     if node.refusal:
         raise RuntimeError(node.refusal)
+    if what is None:
+        return LocalManager(len(os.sched_getaffinity(0)))
     if isinstance(what, int) and not isinstance(what, bool):
         return LocalManager(what)
-    raise TypeError(f"addprocs takes a number of workers or a cluster manager, not {what!r}")
+    if isinstance(what, list):
+        from hpcdist._managers.ssh import SSHManager
+
+        return SSHManager(what) if what else LocalManager(0)
+    raise TypeError(
+        f"addprocs takes a number of workers, a list of hosts or a cluster manager, not {what!r}"
+    )
 
 
 def _settings(manager: ClusterManager, params: dict[str, Any]) -> Settings:
@@ -143,13 +162,13 @@ def _settings(manager: ClusterManager, params: dict[str, Any]) -> Settings:
         enable_threaded_blas=bool(merged["enable_threaded_blas"]),
         extra={k: v for k, v in merged.items() if k not in _COMMON},
     )
-    _check(settings)
-    if isinstance(manager, JobManager):
+    _check(settings, folder=not (isinstance(manager, KeptManager) and manager.hosts_apart))
+    if isinstance(manager, KeptManager):
         manager.prepare(settings)
     return settings
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings, *, folder: bool) -> None:
     for name, value, choices in (
         ("topology", settings.topology, _TOPOLOGIES),
         ("isolation", settings.isolation, _ISOLATIONS),
@@ -159,7 +178,7 @@ def _check(settings: Settings) -> None:
     limit = settings.concurrency
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"concurrency is a positive number or None, not {limit!r}")
-    if not os.path.isdir(settings.dir):
+    if folder and not os.path.isdir(settings.dir):
         raise ValueError(f"dir={settings.dir!r} is not a directory")
     if node.members.living and settings.topology != node.topology:
         raise ValueError(
@@ -337,7 +356,7 @@ def cluster(what: Any = None, /, **params: Any) -> Iterator[list[int] | None]:
         ...     hpcdist.remotecall_fetch(hpcdist.myid, pids[0]) == pids[0]
         True
     """
-    manager = _manager(what) if what is not None or node.me == 1 else None
+    manager = _manager(what)
     if isinstance(manager, mpi.MPIManager) and manager.inside:
         _settings(manager, params)
         pids = mpi.enter_block(manager.comm)
@@ -346,8 +365,10 @@ def cluster(what: Any = None, /, **params: Any) -> Iterator[list[int] | None]:
         finally:
             mpi.leave_block()
         return
-    pids = addprocs(manager, **params)
+    started = _add(manager, params)
     try:
-        yield pids
+        yield [] if started is None else started.pids
     finally:
-        rmprocs(pids)
+        if started is not None:
+            started.cancel()  # those that would come later
+            rmprocs(started.pids)

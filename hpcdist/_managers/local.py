@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hpcdist._managers import roster
+from hpcdist._managers.affinity import MODES, places
 from hpcdist._managers.base import KeptManager
 from hpcdist._managers.keepers import Keeper
 from hpcdist._managers.launch import Launch
@@ -17,19 +18,36 @@ class LocalManager(KeptManager):
 
     Args:
         n: How many.
+        affinity: "compact" or "balanced": each worker stays on a core of its own, near to the
+            others or far from them, and sees its share of the GPUs, if there are any. Only cores
+            that this process may use count; more workers than cores share them in turn.
+
+    Example:
+        >>> import hpcdist, os
+        >>> with hpcdist.cluster(hpcdist.LocalManager(1, affinity="compact")) as (pid,):
+        ...     len(hpcdist.remotecall_fetch(os.sched_getaffinity, pid, 0))
+        1
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, affinity: str | None = None) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(f"the number of workers is an int of 0 or more, not {n!r}")
+        if affinity is not None and affinity not in MODES:
+            known = ", ".join(map(repr, MODES))
+            raise ValueError(f"affinity is one of {known} or None, not {affinity!r}")
         self.n = n
+        self.affinity = affinity
 
     def __repr__(self) -> str:
-        return f"LocalManager({self.n})"
+        if self.affinity is None:
+            return f"LocalManager({self.n})"
+        return f"LocalManager({self.n}, affinity={self.affinity!r})"
 
     def start(self, launch: Launch) -> None:
         """Start the workers under a keeper."""
         settings = launch.settings
+        if self.affinity is not None:
+            launch.worlds[0].join["places"] = places(self.n, self.affinity)
         how: Any = "plain"
         mpi = None
         if settings.isolation != "process":

@@ -46,6 +46,7 @@ def start_worker(join: Any, *, stdin: Any = None) -> NoReturn:
     text = source if isinstance(source, str | bytes) else source.read()
     # What is read once, as a file is: it is in memory alone, and so the secret stays off the disk.
     fd = os.memfd_create("hpcdist-join")
+    os.fchmod(fd, 0o600)
     os.write(fd, text.encode() if isinstance(text, str) else text)
     worker.work(f"/proc/self/fd/{fd}")
 

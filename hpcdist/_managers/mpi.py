@@ -130,6 +130,10 @@ class _World:
         for path in segments_of(os.getpid()):
             if "mpich" in path:  # mapped by all of this host by now; Open MPI maps its own late
                 unlink(path)
+        if self.spans_hosts:
+            ours = set(here.allgather(self.rank))
+            places = self.comm.allgather(bells.hang_far())
+            bells.reach_far({r: where for r, where in enumerate(places) if r not in ours})
         return bells
 
     def _check_size(self) -> None:
@@ -158,7 +162,8 @@ class _World:
         for pid in ours:  # before the bells are gone: nothing is sent any more
             node.peers[pid].alive = False
         progress.detach()
-        for closing in (self.bells.socket, *self.listeners):
+        far = self.bells.far_socket
+        for closing in (self.bells.socket, *self.listeners, *([far] if far is not None else [])):
             progress.unregister(closing.fileno())
         for listener in self.listeners:
             listener.close()

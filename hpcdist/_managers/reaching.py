@@ -1,7 +1,8 @@
 """How processes of a cluster come to have links to each other.
 
 A worker dials process 1, and other workers at the first message to them. A worker that cannot reach
-another (a socket of another host, a wall between them) has process 1 ask the other to dial.
+another (a socket of another host, a wall between them) has process 1 ask the other to dial, which
+goes round by way of process 1 where it cannot do that either.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcdist import _log
+from hpcdist._managers import detours
 from hpcdist._runtime.controls import CALL_ME, TRUST
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
@@ -26,6 +28,7 @@ from hpcdist._wire.frames import Buffer
 
 GREETING = 10.0
 _REACHING = 20.0
+_REACHING_PEER = 5.0  # there are other ways
 _STRANGERS = 256  # how many may be in the middle of proving themselves
 _QUIET = 60.0  # one line about strangers in so many seconds
 
@@ -161,11 +164,11 @@ def reach(peer: Peer) -> None:
     node.turns.background(lambda: _dial(peer, member))
 
 
-def _dial(peer: Peer, member: Member) -> None:
+def _dial(peer: Peer, member: Member, *, asked: bool = False) -> None:
     if own_way is not None and own_way(peer, member):
         return
     if not member.address or (_is_path(member.address) and member.host != socket.gethostname()):
-        _ask_for_a_call(peer, member)
+        _do_without(peer, member, asked)
         return
     try:
         sock = _connect(member.address)
@@ -175,9 +178,17 @@ def _dial(peer: Peer, member: Member) -> None:
         if _is_path(member.address):
             peer.reach = reach  # if it is dead, pid 1 tells; if not, the next message tries again
         else:
-            _ask_for_a_call(peer, member)
+            _do_without(peer, member, asked)
         return
     adopt(peer, sock)
+
+
+def _do_without(peer: Peer, member: Member, asked: bool) -> None:
+    """We cannot dial a worker; one that has `asked` for it cannot dial us either."""
+    if asked:
+        detours.take(peer)
+    else:
+        _ask_for_a_call(peer, member)
 
 
 def _ask_for_a_call(peer: Peer, member: Member) -> None:
@@ -190,7 +201,7 @@ def _ask_for_a_call(peer: Peer, member: Member) -> None:
             _log.log("warning", f"no way to worker {peer.pid} on {member.host} has been found")
             peer.reach = reach
 
-    node.progress.call_later(_REACHING, look)
+    node.progress.call_later(_REACHING + _REACHING_PEER, look)
 
 
 @node.control(CALL_ME)
@@ -202,8 +213,17 @@ def _on_call_me(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) ->
     if whom != node.me:
         other.control(CALL_ME, 0, bytes(body))
         node.progress.soon()
-    elif other.link is None:
-        reach(other)
+    else:
+        _call_back(other)
+
+
+def _call_back(peer: Peer) -> None:
+    member = node.members.living.get(peer.pid)
+    if peer.link is not None:
+        detours.take(peer)  # if it is one, it was taken before the other knew us
+    elif member is not None:
+        peer.reach = None
+        node.turns.background(lambda: _dial(peer, member, asked=True))
 
 
 @node.control(TRUST)
@@ -221,7 +241,7 @@ def _connect(address: str) -> Any:
     if not _is_path(address):
         from hpcdist._transport import network, tls
 
-        return network.dial(network.targets(address), tls.dial, _REACHING)
+        return network.dial(network.targets(address), tls.dial, _REACHING_PEER)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(GREETING)

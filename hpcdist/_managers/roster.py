@@ -59,7 +59,7 @@ class Record:
         self.since = time.time()
         self.ended_at = 0.0
         self.why: str | None = None  # the keeper's or the scheduler's word on how it ended
-        self.on_network = world is not None and world.is_job
+        self.on_network = world is not None and world.on_network
         self.trusts = self.on_network  # whether it knows the certificate of links between hosts
         self.dying = False
         self.ended: list[Slot] = []

@@ -28,11 +28,13 @@ from hpcdist._runtime.controls import (
     SECTION_VERDICT,
 )
 from hpcdist._runtime.node import node
+from hpcdist._transport.progress import TICK
 from hpcdist._transport.router import Peer
 from hpcdist._wire.frames import FAILED, OK, Buffer
 
 _SILENCE = 5.0  # how long a member may take to answer before it counts as stuck
 _VERDICTS_MOST = 1000
+_BURIAL = 2.0  # how long a death that the launcher has not told of may hold up a section
 COMING, HERE, INSIDE, OVER = "coming", "here", "inside", "over"
 
 
@@ -145,18 +147,42 @@ def _on_here(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
             _start(section)
 
 
-def _start(section: Section) -> None:
+def _start(section: Section, patience: float = _BURIAL) -> None:
     """Open the gate. A communicator is kept only if every member still has the same one."""
+    if section.culprit:
+        return
     (comm, *others) = section.comms
     fresh = bool(others) or not comm
+    lost = _lost_beside(section.pids[0])
+    if fresh and patience > 0 and not all(map(_is_buried, lost)):
+        node.progress.call_later(TICK, lambda: _start_under_lock(section, patience - TICK))
+        return
     if fresh:
         comm = next(_numbers)
-    world = roster.book[section.pids[0]].member.world if section.pids[0] in roster.book else 0
-    worn = any(p in roster.book and roster.book[p].member.world == world for p in node.members.gone)
+    worn = bool(lost)
     section.started = True
     section.states = dict.fromkeys(section.pids, INSIDE)
     for pid in section.pids:
         tell(pid, SECTION_GO, (section.number, comm, fresh, 0, worn))
+
+
+def _start_under_lock(section: Section, patience: float) -> None:
+    with _lock:
+        _start(section, patience)
+
+
+def _lost_beside(pid: int) -> list[int]:
+    """Return the workers that the world of this one has lost."""
+    world = roster.book[pid].member.world if pid in roster.book else 0
+    return [
+        p for p in node.members.gone if p in roster.book and roster.book[p].member.world == world
+    ]
+
+
+def _is_buried(pid: int) -> bool:
+    """Tell whether the launcher knows of a death, too: Open MPI makes communicators through it."""
+    world = roster.book[pid].world
+    return world is None or world.knows_end(pid)
 
 
 @node.control(SECTION_OVER)

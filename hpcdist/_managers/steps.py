@@ -12,14 +12,18 @@ import signal
 from hpcdist._managers.processes import parse_launcher, signal_number
 
 # `srun --label`: "3: text". `mpirun --output tag` (PRRTE 3): "[1,3]<stdout>: text".
+# `mpiexec -prepend-rank` (hydra): "[3] text".
 _LABELS = {
     "srun": re.compile(r"^ *(\d+): ?"),
     "mpirun": re.compile(r"^\[\d+,(\d+)\]<std\w+>: ?"),
+    "hydra": re.compile(r"^\[(\d+)\] ?"),
 }
 
 # srun's own words on its tasks (src/srun/libsrun, 22.05 and 24.11):
 # "srun: error: n1: task 3: Killed", "srun: error: n1: tasks 0-2,5: Exited with exit code 7".
 _END = re.compile(r"^srun: error: \S+: tasks? ([\d,-]+): (.+)$")
+# What a rank's shell says where the launcher is not to know (see `launchers.separate`).
+_TOLD = re.compile(r"^hpcdist: rank (\d+) ended with (\d+)\n?", re.MULTILINE)
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 
 
@@ -58,6 +62,16 @@ def parse_ends(how: str, text: str) -> tuple[str, list[tuple[int, int]]]:
         if match:
             deaths += [(rank, _status(match[2])) for rank in _numbers(match[1])]
     return text, deaths
+
+
+def parse_told(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """Split a rank's stderr into what is meant for people and what its shell says of its end.
+
+    >>> parse_told("oh\\nhpcdist: rank 2 ended with 137\\n")
+    ('oh\\n', [(2, -9)])
+    """
+    ends = [(int(rank), int(code)) for rank, code in _TOLD.findall(text)]
+    return _TOLD.sub("", text), [(r, 128 - code if code > 128 else code) for r, code in ends]
 
 
 def _status(words: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import hmac
-import json
 import os
 import pickle
 import shutil
@@ -20,7 +19,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from hpcdist import _errors
-from hpcdist._managers import reaching
+from hpcdist._managers import affinity, reaching
+from hpcdist._managers.joining import CannotJoin, guard, read_join
 from hpcdist._managers.processes import adopt_output, segments_of, unlink
 from hpcdist._monitor import output
 from hpcdist._parallel import served  # noqa: F401  (registers its handlers)
@@ -35,6 +35,7 @@ from hpcdist._transport.router import Peer
 from hpcdist._wire import frames, greeting
 from hpcdist._wire.frames import Buffer
 
+_BELL_NAME = 192  # room for where a bell is
 _FINALIZE = 5.0
 
 
@@ -51,7 +52,9 @@ def work(join: str) -> NoReturn:
 
 def _report(exc: BaseException) -> None:
     stream = sys.__stderr__
-    if stream is not None:
+    if stream is not None and isinstance(exc, CannotJoin):
+        print(f"hpcdist worker: {exc}", file=stream)
+    elif stream is not None:
         import traceback
 
         traceback.print_exception(exc, file=stream)
@@ -61,8 +64,8 @@ class Worker:
     """This process as a worker."""
 
     def __init__(self, join: str) -> None:
-        with open(join) as file:
-            self.join = json.load(file)
+        self.file = join
+        self.join = read_join(join)
         self.folder: str = self.join["dir"]  # "" in a job: its hosts share none that is theirs
         self.cookie = bytes.fromhex(self.join["cookie"])
         # A manager of the user's own numbers nobody: what the environment says is another launch's.
@@ -74,20 +77,44 @@ class Worker:
 
     def run(self) -> None:
         """Join, and run calls until told to leave."""
+        place = self._place()
+        affinity.pin(place)
         if self.join["how"] == "mpirun" and self.folder:
             adopt_output(self.folder, self.rank)
         _become_worker(self.join.get("path") or [])
-        if self.join.get("cwd"):
-            os.chdir(self.join["cwd"])
-        os.environ.update(self.join.get("env") or {})
+        self._go_to(self.join.get("cwd"))
+        os.environ.update({**place.get("env", {}), **(self.join.get("env") or {})})
         sock = self._dial()
+        if self.is_elastic:
+            guard(sock)
         address = self._listen()
-        facts = self._start_mpi() if self.join["mpi"] else {}
+        facts = {}
+        if self.join["mpi"]:
+            facts = self._start_mpi()
+            affinity.pin(place)  # whatever MPI made of it
         greeting.send_hello(sock, {"address": address, **facts})
         self._serve(sock)
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it comes by itself, from anywhere, and no keeper has started it."""
+        return bool(self.join.get("elastic"))
+
+    def _place(self) -> dict[str, Any]:
+        """Return where it is to run, if that matters."""
+        places: list[dict[str, Any]] = self.join.get("places") or []
+        return places[self.rank] if 0 <= self.rank < len(places) else {}
+
+    def _go_to(self, folder: str | None) -> None:
+        if not folder:
+            return
+        try:
+            os.chdir(folder)
+        except OSError:
+            if not self.is_elastic:  # on a machine that has no such folder it stays where it is
+                raise
+
     def _dial(self) -> Any:
-        sock = reaching.dial(self.join)
         step = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
         hello = {
             **greeting.about(),
@@ -97,14 +124,24 @@ class Worker:
             "ident": os.environ.get("HPCDIST_IDENT"),
             "step": ".".join(step) if all(step) else None,
         }
-        greeting.dial(sock, self.cookie, hello, reaching.GREETING)
+        try:
+            sock = reaching.dial(self.join)
+            greeting.dial(sock, self.cookie, hello, reaching.GREETING)
+            answer = greeting.receive_hello(sock) if self.is_elastic else {}
+        except OSError as exc:
+            raise CannotJoin(
+                f"{self.file} leads to no cluster: {exc}. Its process 1 takes no workers any "
+                "more, or cannot be reached from this host"
+            ) from exc
+        if "refused" in answer:
+            raise CannotJoin(f"process 1 does not let this worker in: {answer['refused']}")
         return sock
 
     def _listen(self) -> str:
         if "tls" in self.join:
             from hpcdist._transport import network
 
-            self.listeners = network.listen()
+            self.listeners = network.listen(self.join.get("interface"))
             return network.name(self.listeners)
         name = f"w{self.rank}" if self.rank >= 0 else f"p{os.getpid()}"
         path = os.path.join(self.folder, name)
@@ -137,16 +174,14 @@ class Worker:
 
     def _hang_bells_of_host(self) -> None:
         """Share bells with the ranks of this host alone, and leave no name of a file behind."""
-        from mpi4py import MPI
-
         comm, rank, size = self.comm, self.comm.Get_rank(), self.comm.Get_size()
         temporary = os.stat(tempfile.gettempdir())
         place = f"{socket.gethostname()} {temporary.st_dev} {temporary.st_ino}"
         mine = hmac.digest(self.cookie, f"{self.join['world']} {place}".encode(), "sha256")
-        every = bytearray(len(mine) * size)
-        quiet(comm.Iallgather([bytearray(mine), MPI.BYTE], [every, MPI.BYTE]))
-        first = every.find(mine) // len(mine)
-        node.progress.spans_hosts = every.count(mine) < size
+        every = _gathered(comm, mine)
+        first = every.index(mine)
+        elsewhere = [other for other in range(size) if every[other] != mine]
+        node.progress.spans_hosts = bool(elsewhere)
         folder = os.path.join(tempfile.gettempdir(), f"hpcdist-{mine.hex()[:16]}")
         if rank == first:
             os.mkdir(folder, 0o700)
@@ -155,8 +190,13 @@ class Worker:
         quiet(comm.Ibarrier())
         if rank == first:
             shutil.rmtree(folder, ignore_errors=True)
-        for path in segments_of(os.getpid()):  # all of this host have opened them by now
-            unlink(path)
+        for path in segments_of(os.getpid()):
+            if "mpich" in path:  # mapped by all of this host by now; Open MPI maps its own late
+                unlink(path)
+        if elsewhere:
+            where = self.bells.hang_far(self.join.get("interface"))
+            bells = _gathered(comm, where.encode().ljust(_BELL_NAME))
+            self.bells.reach_far({other: bells[other].decode().strip() for other in elsewhere})
 
     def _serve(self, sock: Any) -> None:
         node.serving = True
@@ -169,6 +209,8 @@ class Worker:
         node.handlers[WELCOME] = self._on_welcome
         link.begin()
         node.progress.wait(self.welcome, time.monotonic() + float(self.join["timeout"]))
+        if self.is_elastic and sys.__stderr__ is not None:  # who has typed the command may read it
+            print(f"hpcdist worker: this is worker {node.me} now", file=sys.__stderr__, flush=True)
         signal.signal(signal.SIGINT, node.turns.on_sigint)
         node.turns.serve()
         _say_goodbye()
@@ -196,6 +238,16 @@ class Worker:
         open_plane(self.comm, self.bells, {rank: first + rank for rank in range(self.comm.size)})
 
 
+def _gathered(comm: Any, mine: bytes) -> list[bytes]:
+    """Tell all ranks something, each of the same length."""
+    from mpi4py import MPI
+
+    size = len(mine)
+    every = bytearray(size * comm.Get_size())
+    quiet(comm.Iallgather([bytearray(mine), MPI.BYTE], [every, MPI.BYTE]))
+    return [bytes(every[start : start + size]) for start in range(0, len(every), size)]
+
+
 def quiet(request: Any) -> None:
     """Wait for a request without spinning, which is slow for all where ranks outnumber cores."""
     pause = 0.0001
@@ -219,6 +271,8 @@ def open_plane(comm: Any, bells: Bells | None, pids: dict[int, int]) -> None:
         plane.peers[rank] = peer
     if bells is not None:
         node.progress.register(bells.socket.fileno(), bells.hear, 1)
+        if bells.far_socket is not None:
+            node.progress.register(bells.far_socket.fileno(), bells.hear_far, 1)
     node.progress.plane = plane
 
 

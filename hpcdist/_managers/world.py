@@ -17,6 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from hpcdist import _log
+from hpcdist._errors import LaunchError
 from hpcdist._managers import roster, secret, streams
 from hpcdist._managers.arrivals import Arrival, Arrivals, reap
 from hpcdist._managers.base import ClusterManager, KeptManager, WorkerConfig
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _TAIL = 20
 _LOOK_EVERY = 0.25
 _VERDICT = 0.2  # how long a death on this host is held back for its reason,
-_VERDICT_OF_JOB = 1.5  # and one in a job
+_VERDICT_AFAR = 1.5  # and one on another
 _worlds = 0
 
 
@@ -77,6 +78,8 @@ class World:
         self.mpi = False
         self.command = ""
         self.phase = "starting the launcher"
+        self.label = ""  # what tells it from the launch's other worlds
+        self.failure: LaunchError | None = None  # where the launch goes on without it
         self.arrivals = Arrivals()
         self.job: Any = None  # the scheduler's id
         self.verdict: Any = None  # and what it last said of the job
@@ -95,14 +98,24 @@ class World:
         self.folder = ""
 
     @property
+    def pids(self) -> list[int]:
+        """Those of its workers that have registered."""
+        return self.registered
+
+    @property
     def is_job(self) -> bool:
         """Whether a scheduler starts it, on hosts of its own choice."""
         return self.launch.jobs_of is not None
 
     @property
+    def on_network(self) -> bool:
+        """Whether its workers are on other hosts."""
+        return self.launch.on_network
+
+    @property
     def patience(self) -> float:
         """How long the death of one of its workers is held back for its reason."""
-        return _VERDICT_OF_JOB if self.is_job else _VERDICT
+        return _VERDICT_AFAR if self.on_network else _VERDICT
 
     @property
     def word(self) -> str:
@@ -132,9 +145,10 @@ class World:
     def prepare(self) -> None:
         """Make its folder, listen for its workers and write its join file."""
         jobs = self.launch.jobs_of
-        self.folder = (
-            jobs.make_folder(self.settings) if jobs else tempfile.mkdtemp(prefix="hpcdist-")
-        )
+        if jobs is not None:
+            self.folder = jobs.make_folder(self.settings)
+        elif not self.launch.hosts_apart:  # there, its keeper makes one
+            self.folder = tempfile.mkdtemp(prefix="hpcdist-")
         self._open_door()
         self._write_join()
 
@@ -210,9 +224,9 @@ class World:
         node.progress.call_later(_LOOK_EVERY, self._look_at_processes)
 
     def _open_door(self) -> None:
-        jobs = self.launch.jobs_of
-        if jobs is not None:
-            self._door = Door.on_network(jobs.interface(self.settings), self._greet)
+        if self.on_network:
+            assert isinstance(self.manager, KeptManager)
+            self._door = Door.on_network(self.manager.interface(self.settings), self._greet)
         else:
             self._door = Door.on_host(os.path.join(self.folder, "sock"), self._greet)
 
@@ -243,9 +257,20 @@ class World:
         """Write the join file, which is the cluster's secret."""
         self.join.update(changes)
         self.mpi = bool(self.join["mpi"])
-        fd = os.open(self.join_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        if not self.folder:
+            return
+        draft = self.join_file + ".new"  # whoever reads finds a whole one
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "w") as file:
             json.dump(self.join, file)
+        os.replace(draft, self.join_file)
+
+    def take(self, keeper: Keeper) -> bool:
+        """Take charge of a keeper that is being started; False if the world has ended."""
+        with roster.lock:
+            if not self.closed:
+                self.keeper = keeper
+        return self.keeper is keeper
 
     def watch(self, keeper: Keeper | RemoteKeeper) -> None:
         """Listen to a keeper that works for this world."""
@@ -314,10 +339,10 @@ class World:
             node.turns.background(self._after_job)
             return
         if not self.complete():
-            self._fail("the keeper of the launch ended")
+            self._fail(keeper.gone)
         self.close()
         for pid in list(self.by_rank.values()):
-            roster.fade(pid, "its keeper ended")
+            roster.fade(pid, keeper.gone)
         node.turns.background(lambda: _reap(keeper))
 
     def _after_job(self) -> None:
@@ -447,6 +472,8 @@ class World:
         if self._door is not None:
             self._door.close()
             self._door = None
+        if not self.folder:
+            return
         for name in ("join", "sock"):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.folder, name))
@@ -493,6 +520,11 @@ class World:
             if other == pid:
                 return self._to_keeper({"op": "kill", "rank": rank, "signal": number})
         return False
+
+    def knows_end(self, pid: int) -> bool:
+        """Tell whether the keeper has told of a worker's end, or never will."""
+        rank = next((rank for rank, p in self.by_rank.items() if p == pid), None)
+        return self.keeper is None or rank not in self._living
 
     def _to_keeper(self, op: dict[str, Any]) -> bool:
         if self.keeper is None:

@@ -119,6 +119,8 @@ def remotecall_fetch(f: Callable[..., Any], where: Any, /, *args: Any, **kw: Any
         _call_here(f, args, kw, ident, FETCH, slot)
     else:
         peer = node.peer(pid)
+        if peer.plane is not None:
+            peer.plane.rouse(peer.rank)  # it wakes while we get ready
         node.pending[ident] = slot
         try:
             known = _describe(f)

@@ -21,6 +21,7 @@ STATUS = 26
 PARK = 27  # pid 1 to a rank that leaves before its world can: run nothing more
 TRUST = 28  # pid 1 to a worker: the certificate by which workers on other hosts are known
 CALL_ME = 29  # a worker by way of pid 1 to another, which it cannot dial: (whom, who)
+VIA = 33  # a message between workers that no link joins, by way of pid 1: whom it is for, or from
 POOL = 30  # an operation on a worker pool: (pool, name, argument)
 TAKE_BACK = 31  # items of batches that have not started: (all or half, ids of the batches)
 FORGET = 32  # functions kept for `pmap` or a CachingPool: (tokens, ids of batches)

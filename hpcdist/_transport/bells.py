@@ -1,8 +1,12 @@
-"""Waking an MPI peer of this host that sleeps: a shared flag and a Unix datagram.
+"""Waking an MPI peer that sleeps: on this host a shared flag and a Unix datagram, else UDP.
 
 MPI has no way to wake a sleeping process. Each process keeps a byte in a file that all of its
 world on this host have mapped: 1 while it sleeps. Whoever sends to it looks there and, if it
 sleeps, rings. A flag that is down costs the sender 40 ns.
+
+The flags of other hosts cannot be seen: there every message is followed by a ring, unless another
+went there just before. Should rings get lost (a firewall), a sleeper looks by itself, ever more
+seldom: see `Progress`.
 """
 
 from __future__ import annotations
@@ -10,10 +14,17 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import time
+from collections.abc import Mapping, Sequence
+
+Address = tuple[str, int]
+_JUST_BEFORE = 0.0001  # seconds for which a peer that was rung surely looks for messages
+_ADDRESSES_MOST = 3
+_now = time.monotonic
 
 
 class Bells:
-    """The bells of one world on this host."""
+    """The bells of one world, as this process knows them."""
 
     def __init__(self, folder: str, rank: int, size: int) -> None:
         """Hang up our bell in the folder all ranks share.
@@ -34,6 +45,28 @@ class Bells:
             os.close(fd)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.socket.bind(self._name_of(rank))
+        self._far: dict[int, _FarBell] = {}
+        self.far_socket: socket.socket | None = None
+
+    def hang_far(self, interface: str | None = None) -> str:
+        """Hang up a bell for the ranks of other hosts; return where it is, for `reach_far`."""
+        from hpcdist._transport import network  # not needed where all are of one host
+
+        found = network.addresses(interface)
+        family = socket.AF_INET6 if all(":" in each for each in found) else socket.AF_INET
+        version = [each for each in found if (":" in each) == (family == socket.AF_INET6)]
+        self.far_socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.far_socket.bind(("", 0))
+        port = self.far_socket.getsockname()[1]
+        return ",".join(f"{each}|{port}" for each in version[:_ADDRESSES_MOST])
+
+    def reach_far(self, bells: Mapping[int, str]) -> None:
+        """Learn where the bells of ranks on other hosts are."""
+        from hpcdist._transport import network
+
+        for rank, text in bells.items():
+            self._far[rank] = _FarBell(network.targets(text))
+            self._asleep[rank] = 1  # for all of this host: it may always be asleep
 
     def _name_of(self, rank: int) -> str:
         """A name in Linux's abstract namespace: it leaves with the process, however that ends.
@@ -45,6 +78,8 @@ class Bells:
     def ring(self, rank: int) -> bool:
         """Wake a rank if it sleeps; tell whether it did."""
         if self._asleep[rank]:
+            if rank in self._far:
+                return self._ring_far(self._far[rank])
             # Once: the datagram stays until it is heard, and whoever sleeps again raises its flag
             # again. A process that is slow to wake would otherwise be rung for each message.
             self._asleep[rank] = 0
@@ -55,6 +90,18 @@ class Bells:
             return True
         return False
 
+    def _ring_far(self, bell: _FarBell) -> bool:
+        now, last = _now(), bell.last
+        bell.last = now
+        if now - last < _JUST_BEFORE or self.far_socket is None:
+            return False
+        for address in bell.addresses:
+            try:
+                self.far_socket.sendto(b"!", address)
+            except OSError:  # full, or there is no way to that one of its addresses
+                pass
+        return True
+
     def arm(self) -> None:
         """Say that we are going to sleep."""
         self._asleep[self._rank] = 1
@@ -64,14 +111,34 @@ class Bells:
         self._asleep[self._rank] = 0
 
     def hear(self, events: int) -> None:
-        """Take the rings that have arrived."""
-        try:
-            while True:
-                self.socket.recv(16)
-        except OSError:
-            pass
+        """Take a ring that has arrived."""
+        _hear(self.socket)
+
+    def hear_far(self, events: int) -> None:
+        """Take a ring that has arrived from another host."""
+        if self.far_socket is not None:
+            _hear(self.far_socket)
 
     def close(self) -> None:
         """Take our bell down."""
         self._asleep.close()
         self.socket.close()
+        if self.far_socket is not None:
+            self.far_socket.close()
+
+
+class _FarBell:
+    """Where a rank of another host is rung, and when we last sent there."""
+
+    __slots__ = ("addresses", "last")
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self.addresses = addresses
+        self.last = 0.0
+
+
+def _hear(bell: socket.socket) -> None:
+    try:
+        bell.recv(16)  # one: should there be more, the next look finds it
+    except OSError:
+        pass

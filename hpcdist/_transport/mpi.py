@@ -125,6 +125,11 @@ class MpiPlane:
         if self._bells is not None and self._bells.ring(rank):
             self.woke = True
 
+    def rouse(self, rank: int) -> None:
+        """Wake a rank that sleeps: a message follows."""
+        if self._bells is not None and self._bells.ring(rank):
+            self.woke = True
+
     def busy(self) -> bool:
         """Tell whether something is under way that only polling completes."""
         return bool(self._sends or self._arriving)

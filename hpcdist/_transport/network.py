@@ -43,22 +43,36 @@ def addresses(interface: str | None = None) -> list[str]:
     return chosen
 
 
-def listen(interface: str | None = None) -> list[socket.socket]:
-    """Listen on a port of each address that others may reach."""
+def listen(interface: str | None = None, port: int = 0) -> list[socket.socket]:
+    """Listen on a port of each address that others may reach.
+
+    Args:
+        interface: As for `addresses`.
+        port: Which; 0: any.
+
+    Raises:
+        OSError: There is no such address, or the port is taken on all of them.
+    """
     listeners = []
+    refused = ""
     for address in addresses(interface):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
+        if port:  # one that has just been left may be taken again
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((address, 0))
-        except OSError:  # an address that is being taken away, or not yet usable
+            listener.bind((address, port))
+        except OSError as exc:  # an address that is being taken away, or not yet usable
+            refused = f" ({address} port {port}: {exc.strerror})" if port else ""
             listener.close()
             continue
         listener.listen(_BACKLOG)
         listener.setblocking(False)
         listeners.append(listener)
     if not listeners:
-        raise OSError("no address of this host can be listened on; choose one with interface=")
+        raise OSError(
+            f"no address of this host can be listened on{refused}; choose one with interface="
+        )
     return listeners
 
 

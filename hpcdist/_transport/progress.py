@@ -21,7 +21,6 @@ import heapq
 import itertools
 import os
 import select
-import signal
 import sys
 import threading
 import time
@@ -31,9 +30,11 @@ from types import FrameType
 from typing import Any
 
 from hpcdist._transport.contracts import Outbox, Plane, Waitable
+from hpcdist._transport.interrupts import InterruptGuard
 
 TICK = 0.002
 _SLEEP_MAX = 1.0  # a lost wake-up costs a second at the most
+_FAR_NAP_MAX = 0.1  # seconds until a message from another host is seen whose ring got lost
 _NAP_MAX = 0.05  # seconds a call may run after a long rest before the helper takes notice
 _WAKE_UP = 0.001  # seconds until a sleeper that was rung has answered
 _BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
@@ -68,7 +69,8 @@ class Progress:
         self.patience = 60  # polls before giving way: fewer where processes outnumber cores
         self.woke = False  # a message went to a process that may sleep
         self.crowding = 1.0  # processes of this host for each core, at least 1
-        self.spans_hosts = False  # MPI peers elsewhere cannot ring: do not sleep long
+        self.spans_hosts = False  # the rings of MPI peers elsewhere may get lost
+        self._busy_at = 0.0  # when something came last; kept where that is so
         self.before_sleep: list[Callable[[], None]] = []
         self._epoll: Any = None
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -370,6 +372,8 @@ class Progress:
             looks += 1
             if active:
                 turn, rest = 0, 0.0
+                if self.spans_hosts:
+                    self._busy_at = _now()
                 continue
             turn += 1
             if turn <= patience:
@@ -415,7 +419,7 @@ class Progress:
 
     def _sleep(self, slot: Waitable, deadline: float | None) -> None:
         """Sleep until something happens, having made sure that whatever happens wakes us."""
-        guard = _InterruptGuard(self) if self._main_inside else None
+        guard = InterruptGuard(self.on_sigint) if self._main_inside else None
         try:
             self._asleep = True
             timeout = self._get_ready_to_sleep(deadline)
@@ -449,11 +453,13 @@ class Progress:
             plane.arm()
             # One look can miss a message that has arrived (60 times of 60): look three times.
             if plane.poll() or plane.poll() or plane.poll():
+                self._busy_at = now
                 return 0.0
             if plane.busy():
                 timeout = min(timeout, 0.0005)
-            elif self.spans_hosts:
-                timeout = min(timeout, TICK * self.crowding)
+            elif self.spans_hosts:  # twice as long each time
+                nap = max(TICK * self.crowding, now - self._busy_at)
+                timeout = min(timeout, nap, _FAR_NAP_MAX)
         return timeout
 
     # The helper
@@ -487,8 +493,8 @@ class Progress:
     def _pass(self) -> None:
         """Do once what a driver does."""
         self._flush()
-        if self.plane is not None:
-            self.plane.poll()
+        if self.plane is not None and self.plane.poll() and self.spans_hosts:
+            self._busy_at = _now()
         for fd, events in self._epoll.poll(0):
             self._handle(fd, events)
 
@@ -560,22 +566,6 @@ class Progress:
 
 
 _MAIN = threading.main_thread().ident or 0
-
-
-class _InterruptGuard:
-    """While the main thread sleeps in our loop, Ctrl-C is ours even where others take it.
-
-    Notebooks install the default handler anew before each cell.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self._replaced = None
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._replaced = signal.signal(signal.SIGINT, progress.on_sigint)
-
-    def end(self) -> None:
-        if self._replaced is not None:
-            signal.signal(signal.SIGINT, self._replaced)
 
 
 def _safely(fn: Callable[..., None], *args: Any) -> None:

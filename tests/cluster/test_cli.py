@@ -267,24 +267,31 @@ def test_a_machine_file_adds_workers_here(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "word"),
-    [
-        ("2*elsewhere.example", "localhost"),
-        ("nobody-we-know@localhost", "localhost"),
-        ("two words", "[count*][user@]host"),
-        ("*localhost", "[count*][user@]host"),
-    ],
+    "line", ["two words", "*localhost", "some*localhost", "-oProxyCommand=x", "localhost:0"]
 )
-def test_a_machine_file_with_more_is_refused(
-    cli: Cli, tmp_path: Path, line: str, word: str
+def test_a_machine_file_that_is_not_understood_is_refused(
+    cli: Cli, tmp_path: Path, line: str
 ) -> None:
     (tmp_path / "machines").write_text(line)
     (tmp_path / "driver.py").touch()
     done = cli("run", "--machine-file", "machines", "driver.py")
     assert done.returncode == 2
     assert line in done.stderr
-    assert word in done.stderr
+    assert "[count*][user@]host" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_other_machines_of_a_file_are_reached_by_ssh(cli: Cli, tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\necho "no way to $*" >&2\nexit 255\n')
+    ssh.chmod(0o755)
+    (tmp_path / "machines").write_text("localhost\n2*nobody@elsewhere.example:2222\n")
+    (tmp_path / "driver.py").touch()
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = cli("run", "--machine-file", "machines", "driver.py", env={"PATH": path})
+    assert done.returncode == 1
+    assert done.stderr.startswith("hpcdist run: nobody@elsewhere.example port 2222: no way to -o")
+    assert "Traceback" not in done.stderr
 
 
 # --- arguments -------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ HPC_UID=${HPC_UID:-20001}
 SHARED=${HPC_SHARED:-$PWD}                  # directories that all machines see, also below /tmp (":"-separated)
 EXPOSE=${HPC_EXPOSE-$(python3 -c "import sys; print(sys.base_prefix)")} # the same, also below /root: python, as a rule
 SUBNET=${HPC_SUBNET:-10.77.0}
+SLURM=${HPC_SLURM:-1}                       # 0: the machines alone, no Slurm and no munge
 KILLWAIT=${HPC_KILLWAIT:-3}                 # seconds between SIGTERM and SIGKILL at scancel/timeout (Slurm's default: 30)
 SLURMDTIMEOUT=${HPC_SLURMDTIMEOUT:-10}      # seconds until an unreachable node is DOWN (Slurm's default: 300)
 # HPC_ACCT=1 adds MariaDB + slurmdbd (packages slurmdbd slurm-wlm-mysql-plugin mariadb-server), so that sacct works
@@ -62,7 +63,7 @@ machine() {
     hostname "$me"
     mount --make-rprivate /
     mount -t proc proc /proc
-    mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/munge /run/user /run/lock /run/hold; chown munge /run/munge
+    mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/munge /run/user /run/lock /run/hold
     mount -t tmpfs -o mode=1777,size=2g tmpfs /dev/shm
     # /tmp is private, /root is hidden and /home is the cluster's; what is to be seen of the machine
     # below is taken aside first and put back at its old place afterwards
@@ -79,6 +80,12 @@ machine() {
     # /etc: ours on top of the host's, read-only. (Not file by file: when a package manager on the host renames a new
     # /etc/group into place, the kernel silently drops a bind mount that sat on the old one.)
     mount -t overlay overlay -o "lowerdir=$STATE/etc:/etc" /etc
+    if [ "$SLURM" = 0 ]; then   # hosts alone: somebody else runs jobs on them
+        : >"$STATE/ready/$me.mounts"
+        trap 'exit 0' TERM
+        while :; do sleep 1000 & wait $!; done
+    fi
+    chown munge /run/munge
     mount --bind "$STATE/etc/slurm" /etc/slurm
     mount --bind "$STATE/etc/munge" /etc/munge
     mount -t tmpfs -o mode=755 tmpfs /var/spool; mkdir -p /var/spool/slurmd /var/spool/slurmctld; chown slurm /var/spool/slurmctld
@@ -138,22 +145,28 @@ halt() {    # halt NAME: SIGKILL to pid 1 ends every process of that PID namespa
 }
 
 write_config() {
-    local n=$1 cpus=$2 i
-    setpriv --reuid=slurm --regid=slurm --clear-groups test -x "$STATE" || die "user slurm cannot reach $STATE: a directory above it lacks o+x"
-    for i in SHARED EXPOSE SUBNET HPC_USER HPC_UID KILLWAIT SLURMDTIMEOUT EXTRA; do
+    local n=$1 i
+    for i in SHARED EXPOSE SUBNET SLURM HPC_USER HPC_UID KILLWAIT SLURMDTIMEOUT EXTRA; do
         case $i in HPC_*) printf '%s=%q\n' "$i" "${!i}" ;; *) printf 'HPC_%s=%q\n' "$i" "${!i}" ;; esac
     done | sed 's/^HPC_EXTRA=/HPC_EXTRA_CONF=/' >"$STATE/settings"
     chmod 755 "$STATE"
     mkdir -p "$STATE"/{pid,log,ready,home,etc/slurm,etc/munge}; chmod 755 "$STATE" "$STATE"/{log,home,etc,etc/slurm}
-    chmod 711 "$STATE/log"; rm -f "$STATE"/log/*; chown munge "$STATE/etc/munge"; chmod 700 "$STATE/etc/munge"
-    for i in login $(seq -f 'n%g' 1 "$n"); do install -o munge -m 600 /dev/null "$STATE/log/munged.$i.log"; done
-    head -c 128 /dev/urandom >"$STATE/etc/munge/munge.key"; chown munge "$STATE/etc/munge/munge.key"; chmod 400 "$STATE/etc/munge/munge.key"
+    chmod 711 "$STATE/log"; rm -f "$STATE"/log/*
     { grep -v "^$HPC_USER:" /etc/passwd; echo "$HPC_USER:x:$HPC_UID:$HPC_UID::/home/$HPC_USER:/bin/bash"; } >"$STATE/etc/passwd"
     { grep -v "^$HPC_USER:" /etc/group; echo "$HPC_USER:x:$HPC_UID:"; } >"$STATE/etc/group"
     (umask 077; printf '%s:*:19000:0:99999:7:::\n' root "$HPC_USER" munge slurm >"$STATE/etc/shadow"); chmod 600 "$STATE/etc/shadow"
     install -d -o "$HPC_UID" -g "$HPC_UID" -m 755 "$STATE/home/$HPC_USER"
     { echo "127.0.0.1 localhost"; echo "$(addr login) login"; for ((i = 1; i <= n; i++)); do echo "$(addr "n$i") n$i"; done; } >"$STATE/etc/hosts"
     : >"$STATE/etc/resolv.conf"
+    echo "$n" >"$STATE/nodes"
+}
+
+write_slurm_config() {
+    local n=$1 cpus=$2 i
+    setpriv --reuid=slurm --regid=slurm --clear-groups test -x "$STATE" || die "user slurm cannot reach $STATE: a directory above it lacks o+x"
+    chown munge "$STATE/etc/munge"; chmod 700 "$STATE/etc/munge"
+    for i in login $(seq -f 'n%g' 1 "$n"); do install -o munge -m 600 /dev/null "$STATE/log/munged.$i.log"; done
+    head -c 128 /dev/urandom >"$STATE/etc/munge/munge.key"; chown munge "$STATE/etc/munge/munge.key"; chmod 400 "$STATE/etc/munge/munge.key"
     install -o slurm -m 644 /dev/null "$STATE/log/jobcomp.log"; install -o slurm -m 644 /dev/null "$STATE/log/slurmctld.log"
     cat >"$STATE/etc/slurm/slurm.conf" <<CONF
 ClusterName=hpcdist
@@ -202,7 +215,6 @@ CONF
         chown slurm "$STATE/etc/slurm/slurmdbd.conf"; chmod 600 "$STATE/etc/slurm/slurmdbd.conf"; install -o slurm -m 644 /dev/null "$STATE/log/slurmdbd.log"
     fi
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$STATE/etc/slurm/cgroup.conf"
-    echo "$n" >"$STATE/nodes"
 }
 
 all_idle() { [ "$(inside login timeout 3 sinfo -h -N -p compute -o '%T' 2>/dev/null | grep -cx idle)" = "$1" ]; }
@@ -213,10 +225,11 @@ up)
     exec 9>"$STATE/lock"; flock 9
     n=${2:?N_NODES}; cpus=${3:?CPUS_PER_NODE}
     bash "$SELF" down 9>&- || exit 1
-    write_config "$n" "$cpus"
+    write_config "$n"
+    [ "$SLURM" = 0 ] || write_slurm_config "$n" "$cpus"
     boot login
     for ((i = 1; i <= n; i++)); do boot "n$i"; done
-    await 60 all_idle "$n" || { inside login sinfo -N -l; die "not all nodes came up, see $STATE/log"; } ;;
+    [ "$SLURM" = 0 ] || await 60 all_idle "$n" || { inside login sinfo -N -l; die "not all nodes came up, see $STATE/log"; } ;;
 down)
     for f in "$STATE"/pid/n* "$STATE"/pid/login; do [ -e "$f" ] && halt "$(basename "$f")"; done; exit 0 ;;
 exec-login|exec-root|exec-node)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import RUN
+from tests.conftest import RUN, go_without
 from tests.slurm.cluster import ROOT, Slurm, missing_programs
 
 
@@ -38,9 +38,7 @@ def accounted_slurm(accounted_cluster: Slurm) -> Iterator[Slurm]:
 def _cluster(request: pytest.FixtureRequest, *, sacct: bool) -> Iterator[Slurm]:
     why = _why_not(sacct)
     if why:
-        if request.config.getoption("--need-slurm"):
-            pytest.fail(f"no Slurm: {why}", pytrace=False)
-        pytest.skip(f"no Slurm: {why}")
+        go_without(request, f"no Slurm: {why}")
     limit = request.config.stash[RUN].limit
     cluster = Slurm(sacct=sacct, put_off=limit.at_least)
     try:
@@ -58,5 +56,5 @@ def _why_not(sacct: bool) -> str:
         return "it takes root to make the machines"
     missing = missing_programs(sacct=sacct)
     if missing:
-        return f"{', '.join(missing)} not installed (see tests/slurm/install.sh)"
+        return f"{', '.join(missing)} not installed (see tests/install.sh slurm)"
     return ""

@@ -110,8 +110,8 @@ def die(how):
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(60)
 
-def fragile(i):
-    if i == 5 and not os.path.exists("died"):
+def fragile(i, host):
+    if os.uname().nodename == host and not os.path.exists("died"):
         open("died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.02)
@@ -131,7 +131,8 @@ for pid, how in ((mine[1], "SIGKILL"), (theirs[1], "SIGSEGV"), (theirs[2], "exit
     seen = hpcdist.everywhere.call(workers, pids=left)
     assert all(found == left for found in seen.values()), seen
 say(deaths=deaths)
-assert pmap(fragile, range(40)) == [i * i for i in range(40)]
+# Not there: a host without ranks, of which one has ended with a status, ends prterun (5.0.11).
+assert pmap(lambda i: fragile(i, first), range(40)) == [i * i for i in range(40)]
 left = workers()
 assert len(left) == 4, left
 victims = [[p for p in left if p in some][-1] for some in (mine, theirs)]

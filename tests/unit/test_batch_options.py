@@ -265,7 +265,7 @@ OLD = Mpi("openmpi", (4, 1), "/opt/openmpi4/bin/mpiexec")
         (OLD, {}, ["srun", "--mpi=pmix"]),
         (OPENMPI, {"launcher": "srun"}, ["srun", "--mpi=pmix"]),
         (OPENMPI, {"mpi": "pmix_v4"}, ["srun", "--mpi=pmix_v4"]),
-        (MPICH, {"launcher": "mpiexec"}, ["/opt/mpich/bin/mpiexec", "-n"]),
+        (MPICH, {"launcher": "mpiexec"}, ["/opt/mpich/bin/mpiexec", "-prepend-rank"]),
         (None, {}, ["srun", "--mpi=none"]),
     ],
 )

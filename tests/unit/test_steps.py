@@ -29,6 +29,7 @@ from hpcdist._managers import steps
         ("mpirun", "[1,3]<stdout>: a\n[1,0]<stderr>: b\n", [(3, "a\n"), (0, "b\n")]),
         ("mpirun", "prterun noticed\n", [(None, "prterun noticed\n")]),
         ("mpirun", "0: not a label\n", [(None, "0: not a label\n")]),
+        ("hydra", "[3] a\n[0] b\n", [(3, "a\n"), (0, "b\n")]),
         ("", "0: a\n", [(None, "0: a\n")]),
     ],
 )

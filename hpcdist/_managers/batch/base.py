@@ -11,7 +11,7 @@ import shlex
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from hpcdist import _log
@@ -70,6 +70,11 @@ class BatchManager(JobManager):
     aliases: ClassVar[Mapping[str, str]] = {}
     task_variable: ClassVar[str] = ""  # numbers the tasks of a job array; "": no arrays
     longest_array: ClassVar[int] = 1
+    # Of managers that other packages bring along: the command by which the command line knows that
+    # the scheduler is here, and the options that take no value.
+    program: ClassVar[str] = ""
+    bare: ClassVar[frozenset[str]] = frozenset()
+    always_mpiexec: ClassVar[bool] = False  # also where the ranks are to be no MPI world
 
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -92,6 +97,14 @@ class BatchManager(JobManager):
         """
         raise NotImplementedError
 
+    def forced(self, asked: Asked) -> Iterable[str]:
+        """Return the options in which the defaults go before what was asked for."""
+        return () if asked.own.split is None else ("ntasks",)
+
+    def own_log(self, asked: Asked) -> bool:
+        """Whether the script itself writes its output into the folder's log."""
+        return False
+
     def check(self, asked: Asked, settings: Settings) -> None:
         """Refuse, with a ValueError that names both, options that contradict each other."""
         raise NotImplementedError
@@ -99,6 +112,14 @@ class BatchManager(JobManager):
     def quote(self, value: str) -> str:
         """Write a value as a directive wants it."""
         raise NotImplementedError
+
+    def long(self, name: str) -> tuple[str, str]:
+        """Write a long option: what it begins with, and what stands before its value."""
+        return options.gnu_style(name)
+
+    def directives(self, asked: Asked) -> tuple[str, ...]:
+        """Write the options as they stand in a script."""
+        return options.directives(asked, self.quote, long=self.long)
 
     def per_node(self, asked: Asked) -> int | None:
         """Return how many workers the options put on a node."""
@@ -184,7 +205,7 @@ class BatchManager(JobManager):
         asked = options.read(settings.extra, self.scheduler, aliases=self.aliases)
         self.check(asked, settings)
         self._sizes(asked)
-        options.directives(asked, self.quote)  # refuses what a directive cannot hold
+        self.directives(asked)  # refuses what no line can hold
         return asked
 
     def prepare(self, settings: Settings) -> None:
@@ -284,7 +305,8 @@ class BatchManager(JobManager):
         launcher = self.choose_launcher(self.n, asked, settings, watched=False)
         argv = (*launcher.argv, *_interpreter(settings), *command)
         env = {**launcher.env, **settings.env}
-        return self._spec(settings, asked, name, folder, self.n, 0, argv, env.items())
+        spec = self._spec(settings, asked, name, folder, self.n, 0, argv, env.items())
+        return replace(spec, remote=launcher.remote)
 
     def workers_spec(
         self,
@@ -303,7 +325,9 @@ class BatchManager(JobManager):
         worker = (*launcher.argv, *python, "-m", "hpcdist", "worker", "--join", join)
         env = {**launcher.env, **variables(settings)}
         argv = (*keeper, *worker)
-        return self._spec(settings, asked, name, folder, group.size, group.tasks, argv, env.items())
+        size, tasks = group.size, group.tasks
+        spec = self._spec(settings, asked, name, folder, size, tasks, argv, env.items())
+        return replace(spec, remote=launcher.remote)
 
     def _spec(
         self,
@@ -317,11 +341,11 @@ class BatchManager(JobManager):
         env: Iterable[tuple[str, str]],
     ) -> JobSpec:
         defaults = self.defaults(asked, settings, size, folder, tasks=tasks, name=name)
-        complete = asked.over(defaults, forced=() if asked.own.split is None else ("ntasks",))
+        complete = asked.over(defaults, forced=self.forced(asked))
         return JobSpec(
             name=name,
             prefix=self.prefix,
-            directives=options.directives(complete, self.quote),
+            directives=self.directives(complete),
             folder=folder,
             cwd=settings.dir,
             command=command,
@@ -331,6 +355,7 @@ class BatchManager(JobManager):
             path=_package_path(),
             modules=asked.own.modules,
             setup=asked.own.setup,
+            own_log=self.own_log(asked),
             # Sites define `module` in what a login shell reads.
             shell="/bin/bash -l" if asked.own.modules else "/bin/bash",
         )
@@ -340,8 +365,8 @@ class BatchManager(JobManager):
     ) -> WorldLauncher:
         """Choose how to start a world, asking for the MPI in use only where it matters."""
         own = asked.own
-        blind = settings.isolation == "process" or (
-            own.mpi is not None and own.launcher != "mpiexec"
+        blind = not self.always_mpiexec and (
+            settings.isolation == "process" or (own.mpi is not None and own.launcher != "mpiexec")
         )
         found = None if blind else launching.find_mpi(settings.python)
         offered = frozenset[str]() if blind else self.flavours()

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 
 # What a job or a launcher leaves in the environment of what runs inside it. Slurm's commands take
 # SLURM_* and SBATCH_* before what a script says (sbatch(1), "INPUT ENVIRONMENT VARIABLES"), and a
-# job gets the rest as its own.
+# job gets the rest as its own. PBS_DPREFIX would have qsub look for other directives than ours.
 _DROPPED = (
     *("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_"),
-    *("SCONTROL_", "SINFO_", "PMI", "OMPI_", "PRTE_", "HYD", "MPI_LOCAL"),
+    *("SCONTROL_", "SINFO_", "PBS_DPREFIX", "PMI", "OMPI_", "PRTE_", "HYD", "MPI_LOCAL"),
 )
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
 # Pipes of a killed command may be held open by a child of it that left its session.

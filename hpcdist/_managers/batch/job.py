@@ -62,6 +62,8 @@ class JobSpec:
         command: The argv to run; an argument may begin with `FOLDER`.
         template: The name of a template, or a path.
         shell: The interpreter of the script.
+        own_log: Whether its output goes into the folder's log by its own doing.
+        remote: What starts a command on another of the job's hosts; see `WorldLauncher`.
     """
 
     name: str
@@ -77,6 +79,8 @@ class JobSpec:
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     shell: str = "/bin/bash"
+    own_log: bool = False
+    remote: tuple[str, ...] = ()
 
 
 def new_name() -> str:

@@ -136,26 +136,37 @@ def common(scheduler: str) -> dict[str, Any]:
     return {n: v for n, v in _normal(_config.table(scheduler)).items() if n in COMMON}
 
 
+def gnu_style(name: str) -> tuple[str, str]:
+    """Write a long option as most programs want it: what it begins with, and its separator.
+
+    >>> gnu_style("mem_per_cpu")
+    ('--mem-per-cpu', '=')
+    """
+    return "--" + name.replace("_", "-"), "="
+
+
 def directives(
-    asked: Asked, quote: Callable[[str], str], *, separator: str = "="
+    asked: Asked,
+    quote: Callable[[str], str],
+    *,
+    long: Callable[[str], tuple[str, str]] = gnu_style,
 ) -> tuple[str, ...]:
     """Write the scheduler's options as they stand in a script.
 
     Args:
         quote: How the scheduler wants a value written in a script.
-        separator: What stands between a long option and its value.
+        long: How it wants a long option written.
     """
     lines: list[str] = []
     for name, value in asked.options.values():
-        lines += _directive(name, value, quote, separator)
+        flag, between = (f"-{name}", " ") if len(name) == 1 else long(name)
+        lines += _directive(name, value, quote, flag, between)
     return (*lines, *asked.own.options)
 
 
 def _directive(
-    name: str, value: Value, quote: Callable[[str], str], separator: str
+    name: str, value: Value, quote: Callable[[str], str], flag: str, between: str
 ) -> Iterable[str]:
-    flag = f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
-    between = " " if len(name) == 1 else separator
     for item in value if isinstance(value, list | tuple) else [value]:
         if item is True:
             yield flag

@@ -73,6 +73,7 @@ def _environment(template: str) -> tuple[jinja2.Environment, str]:
     )
     environment.filters["quote"] = quote
     environment.filters["command"] = command
+    environment.filters["remote"] = remote
     environment.filters["comment"] = comment
     return environment, name
 
@@ -116,6 +117,16 @@ def _argument(argument: str) -> str:
         return quote(argument)
     rest = argument.removeprefix(FOLDER)
     return '"$folder"' + (quote(rest) if rest else "")
+
+
+def remote(argv: Sequence[str]) -> str:
+    """Join an argv for a shell script that has `$host` and `$command`.
+
+    >>> print(remote(["pbs_tmrsh", "{host}", "sh", "-c", "{command}"]))
+    pbs_tmrsh "$host" sh -c "$command"
+    """
+    marks = {"{host}": '"$host"', "{command}": '"$command"'}
+    return " ".join(marks.get(word) or quote(word) for word in argv)
 
 
 def comment(value: object) -> str:

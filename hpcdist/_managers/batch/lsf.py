@@ -1,0 +1,229 @@
+"""LSF: its options and its commands. What the commands print is read in `lsf_words`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from hpcdist._managers import launching
+from hpcdist._managers.base import Settings
+from hpcdist._managers.batch import commands, options
+from hpcdist._managers.batch.base import BatchManager
+from hpcdist._managers.batch.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
+from hpcdist._managers.batch.job import FOLDER, JobId
+from hpcdist._managers.batch.launchers import WorldLauncher, like_rsh, mpiexec, separate
+from hpcdist._managers.batch.lsf_words import (
+    FIELDS,
+    not_there,
+    parse_lines,
+    parse_records,
+    parse_script,
+    parse_submit,
+    verdicts,
+)
+from hpcdist._managers.batch.options import Asked, contradiction
+from hpcdist._managers.batch.verdict import Verdict
+
+SUBMIT_DEADLINE = 150.0  # bsub itself asks again while mbatchd is busy
+JOBS_AT_ONCE = 50
+
+# Options of bsub that would make something else of the job than a launch can live with.
+IMPOSSIBLE = dict.fromkeys(
+    ("I", "Ip", "Is", "IS", "ISp", "ISs", "IX", "K"),
+    ("addprocs", "it waits for the workers itself, and `hpcdist submit --wait` for a job"),
+)
+_REMOTE = like_rsh("blaunch")
+
+
+class LSFManager(BatchManager):
+    """Workers in jobs of LSF. Keywords of `addprocs` are options of `bsub`.
+
+    Args:
+        n: How many workers, in one job unless `split` says otherwise.
+
+    Example:
+        >>> import hpcdist
+        >>> script = hpcdist.LSFManager(16).job_script(q="normal", W="1:00", R="span[ptile=8]")
+        >>> [line for line in script.splitlines() if "-q" in line or "-R" in line]
+        ['#BSUB -q normal', '#BSUB -R "span[ptile=8]"']
+    """
+
+    scheduler = "lsf"
+    prefix = "#BSUB"
+    template = "lsf.sh.j2"
+    always_mpiexec = True
+    aliases = {"n": "ntasks"}  # noqa: RUF012
+
+    def defaults(
+        self, asked: Asked, settings: Settings, size: int, folder: str, *, tasks: int, name: str
+    ) -> dict[str, Any]:
+        """Return what a job has unless its user says otherwise."""
+        return {
+            "J": name,
+            "Jd": os.path.join(folder, "script.sh"),  # by which the job is found again
+            "ntasks": size,
+            "cwd": settings.dir,
+            "o": "/dev/null" if self.own_log(asked) else None,
+            "rn": not asked.value("r"),
+        }
+
+    def own_log(self, asked: Asked) -> bool:
+        """Whether the script writes its output itself: LSF keeps it back until the job's end."""
+        return not any(asked.value(name) for name in ("o", "oo"))
+
+    def check(self, asked: Asked, settings: Settings) -> None:
+        """Refuse options that contradict each other."""
+        if asked.own.launcher == "srun":
+            raise ValueError("launcher='srun': that is Slurm's; LSF has the MPI's mpiexec")
+        for name, (ours, advice) in IMPOSSIBLE.items():
+            if asked.value(name) is not None:
+                raise contradiction(ours, asked.spelling(name), advice)
+        if "[" in str(asked.value("J") or ""):
+            advice = "hpcdist makes as many jobs as there are worlds"
+            raise contradiction("split=", asked.spelling("J"), advice)
+        tasks, cwd = asked.value("ntasks"), asked.value("cwd")
+        if tasks is not None and str(tasks) != str(self.n):
+            advice = "the manager's number says how many workers there are"
+            raise contradiction(repr(self), asked.spelling("ntasks"), advice)
+        if asked.value("ntasks_per_node") is not None and _spanned(asked):
+            advice = "they say the same"
+            raise contradiction(asked.spelling("R"), asked.spelling("ntasks_per_node"), advice)
+        if cwd is not None and os.path.abspath(str(cwd)) != settings.dir:
+            advice = "dir= says where workers run"
+            raise contradiction(f"dir={settings.dir!r}", asked.spelling("cwd"), advice)
+
+    def quote(self, value: str) -> str:
+        """Write a value as bsub reads it, which knows both kinds of quotes.
+
+        >>> print(LSFManager(1).quote("select[type==any] rusage[mem=4G]"))
+        "select[type==any] rusage[mem=4G]"
+        """
+        if re.fullmatch(r"[\w@%+=:,./~^-]+", value):
+            return value
+        mark = "'" if '"' in value or "$" in value else '"'
+        if mark in value:
+            raise ValueError(f"{value!r}: a directive of LSF cannot hold both kinds of quotes")
+        return f"{mark}{value}{mark}"
+
+    def long(self, name: str) -> tuple[str, str]:
+        """Write a long option, with a single dash."""
+        return f"-{name}", " "
+
+    def directives(self, asked: Asked) -> tuple[str, ...]:
+        """Write the options, and the number of slots."""
+        given = dict(asked.options)
+        _, size = given.pop("ntasks", ("", None))
+        per_node = given.pop("ntasks_per_node", ("", None))[1]
+        slots = {"n": ("n", size)}
+        if per_node is not None:
+            slots["R"] = ("R", _resources(given.pop("R", ("", None))[1], int(per_node)))
+        return options.directives(Asked(asked.own, slots | given), self.quote, long=self.long)
+
+    def per_node(self, asked: Asked) -> int | None:
+        """Return how many workers the options put on a node."""
+        given = asked.value("ntasks_per_node") or _spanned(asked)
+        return int(given) if given else None
+
+    def launcher(
+        self,
+        n: int,
+        asked: Asked,
+        isolation: str,
+        found: launching.Mpi | None,
+        offered: frozenset[str],
+        *,
+        watched: bool = True,
+    ) -> WorldLauncher:
+        """Start a world by the MPI's launcher, which reaches other hosts by blaunch."""
+        assert found is not None  # see `always_mpiexec`
+        remote = () if asked.own.launcher == "mpiexec" else _REMOTE
+        made = mpiexec(n, found, watched=watched, remote=remote)
+        if n > 1 and found.family == "openmpi":  # MPICH's knows LSB_MCPU_HOSTS
+            program, *rest = made.argv
+            made = replace(made, argv=(program, "--hostfile", f"{FOLDER}/hosts", *rest))
+        return separate(made) if isolation == "process" else made
+
+    # Commands
+
+    def hand_in(self, script: str, asked: Asked, log: str | None) -> JobId:
+        """Submit a script on bsub's standard input: only so are its directives read everywhere."""
+        with open(script) as file:
+            text = file.read()
+        done = commands.run(["bsub"], deadline=SUBMIT_DEADLINE, log=log, input=text)
+        if done.status:
+            raise SubmitError(done.said)
+        return parse_submit(done.out, done.err)
+
+    def find(self, script: str, asked: Asked, log: str | None) -> JobId | None:
+        """Look for the job of a script, which no other job has."""
+        return parse_script(_records((), ("jobid", "job_description"), log), script)
+
+    def poll(self, jobs: Sequence[JobId], log: str | None = None) -> dict[JobId, Verdict]:
+        """Ask bjobs, which remembers a job that has ended for about an hour."""
+        found: dict[JobId, Verdict] = {}
+        for some in _batches(jobs):
+            listed = verdicts(_records(some, FIELDS, log), datetime.now().astimezone())
+            found |= {job: listed[job] for job in some if job in listed}
+        return found
+
+    def post_mortem(self, jobs: Sequence[JobId], log: str | None = None) -> dict[JobId, Verdict]:
+        """Ask bjobs again; of what it has forgotten, the exit files tell."""
+        try:
+            return self.poll(jobs, log)
+        except (CommandFailed, CommandLate, CommandMissing):
+            return {}
+
+    def cancel(self, jobs: Sequence[JobId], log: str | None = None) -> None:
+        """Cancel by bkill; jobs that have ended are no error."""
+        for some in _batches(jobs):
+            done = commands.run(["bkill", *some], log=log)
+            said = done.out + done.err
+            if done.status and "already finished" not in said and not not_there(said):
+                raise CommandFailed(done)
+
+    def hopeless(self, verdict: Verdict) -> bool:
+        """Tell whether a job waits for what can never come: LSF does not say so."""
+        return False
+
+    def log_files(self, asked: Asked, cwd: str, folder: str, job: JobId | None) -> list[str]:
+        """Return where the job's output goes, as far as that can be told."""
+        given = [asked.value(name) for name in ("o", "oo", "e", "eo")]
+        found = [os.path.join(folder, "log")] if self.own_log(asked) else []
+        for path in given:
+            known = None if path is None else str(path).replace("%J", job or "%J")
+            found += [] if known is None or "%" in known else [os.path.join(cwd, known)]
+        return found
+
+
+def _spanned(asked: Asked) -> str | None:
+    """Return the K of span[ptile=K]."""
+    match = re.search(r"\bptile=(\d+)", str(asked.value("R") or ""))
+    return match[1] if match else None
+
+
+def _resources(given: object, per_node: int) -> list[object]:
+    """Add to resource requirements how many slots of a host are taken; bsub joins several."""
+    before = list(given) if isinstance(given, list | tuple) else [given]
+    return [*(item for item in before if item), f"span[ptile={per_node}]"]
+
+
+def _records(jobs: Sequence[str], fields: Sequence[str], log: str | None) -> list[dict[str, str]]:
+    """Ask bjobs, in JSON where it knows that."""
+    done = commands.run(["bjobs", "-a", "-json", "-o", " ".join(fields), *jobs], log=log)
+    found = parse_records(done.out)
+    if found is None and re.search(r"(Illegal|[Uu]nrecognized|[Ii]nvalid) option|json", done.err):
+        form = f"{' '.join(fields)} delimiter='|'"
+        done = commands.run(["bjobs", "-a", "-noheader", "-o", form, *jobs], log=log)
+        found = parse_lines(done.out, fields) or None
+    if found is None and not not_there(done.out + done.err):
+        raise CommandFailed(done)
+    return found or []
+
+
+def _batches(jobs: Sequence[JobId]) -> Iterator[Sequence[JobId]]:
+    for start in range(0, len(jobs), JOBS_AT_ONCE):
+        yield jobs[start : start + JOBS_AT_ONCE]

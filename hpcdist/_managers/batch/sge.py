@@ -1,0 +1,271 @@
+"""Grid Engine: its options and its commands. What the commands print is read in `sge_words`."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hpcdist._managers import launching
+from hpcdist._managers.base import Settings
+from hpcdist._managers.batch import commands, options
+from hpcdist._managers.batch.base import BatchManager
+from hpcdist._managers.batch.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
+from hpcdist._managers.batch.job import FOLDER, JobId, jobs_folder
+from hpcdist._managers.batch.launchers import WorldLauncher, like_rsh, mpiexec, separate
+from hpcdist._managers.batch.options import Asked, contradiction
+from hpcdist._managers.batch.sge_words import (
+    OPTIONS,
+    YES_OR_NO,
+    expand,
+    in_error,
+    parse_environments,
+    parse_qacct,
+    parse_qstat,
+    parse_reasons,
+    parse_script,
+    parse_submit,
+)
+from hpcdist._managers.batch.verdict import JobState, Verdict
+
+SUBMIT_DEADLINE = 150.0  # a job submission verifier of the site's may take its time
+JOBS_AT_ONCE = 50
+USUAL_ENVIRONMENT = "mpi"
+
+# Options of qsub that would make something else of the job than a launch can live with.
+IMPOSSIBLE = {
+    "t": ("split=", "hpcdist makes as many jobs as there are worlds"),
+    "b": ("template=", "the script is rendered from a template"),
+    "sync": ("addprocs", "it waits for the workers itself, and `hpcdist submit --wait` for a job"),
+    "verify": ("addprocs", "nothing would be submitted; `hpcdist doctor` tests a script so"),
+    "cwd": ("dir=", "dir= says where workers run"),
+}
+# What is ours though it may be spelled like a resource.
+_NO_DIRECTIVES = frozenset({"pe", "ntasks", "ntasks_per_node"})
+_REMOTE = like_rsh("qrsh", "-inherit")
+
+
+class SGEManager(BatchManager):
+    """Workers in jobs of Grid Engine. Keywords of `addprocs` are options of `qsub`, or resources.
+
+    Args:
+        n: How many workers, in one job unless `split` says otherwise.
+
+    Example:
+        >>> import hpcdist
+        >>> script = hpcdist.SGEManager(16).job_script(pe="orte", q="long.q", h_rt="01:00:00")
+        >>> [line for line in script.splitlines() if "orte" in line or "h_rt" in line]
+        ['#$ -l h_rt=01:00:00', '#$ -pe orte 16']
+    """
+
+    scheduler = "sge"
+    prefix = "#$"
+    template = "sge.sh.j2"
+    always_mpiexec = True
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._deleted: set[JobId] = set()  # seen while they were: accounting does not tell
+
+    def defaults(
+        self, asked: Asked, settings: Settings, size: int, folder: str, *, tasks: int, name: str
+    ) -> dict[str, Any]:
+        """Return what a job has unless its user says otherwise."""
+        return {
+            "N": name,
+            "S": "/bin/bash",  # many a queue's shell is csh
+            "wd": settings.dir,
+            "o": os.path.join(folder, "log"),
+            "j": "y",
+            "r": "n",
+            "pe": USUAL_ENVIRONMENT if size > 1 else None,
+            "ntasks": size,
+        }
+
+    def check(self, asked: Asked, settings: Settings) -> None:
+        """Refuse options that contradict each other."""
+        if asked.own.launcher == "srun":
+            raise ValueError("launcher='srun': that is Slurm's; Grid Engine has the MPI's mpiexec")
+        for name, (ours, advice) in IMPOSSIBLE.items():
+            if asked.value(name) is not None:
+                raise contradiction(ours, asked.spelling(name), advice)
+        tasks, wd = asked.value("ntasks"), asked.value("wd")
+        advice = "the manager's number says how many workers there are"
+        if tasks is not None and str(tasks) != str(self.n):
+            raise contradiction(repr(self), asked.spelling("ntasks"), advice)
+        name, _, slots = str(asked.value("pe") or "").partition(" ")
+        if slots.strip() not in ("", str(self.n)):
+            raise contradiction(repr(self), asked.spelling("pe"), advice)
+        if not re.fullmatch(r"[^\s#'\"]*", name):
+            raise ValueError(f"pe={name!r} is no name of a parallel environment")
+        if asked.value("ntasks_per_node") is not None and asked.own.split != "node":
+            advice = "the allocation rule of the parallel environment says so"
+            raise contradiction("Grid Engine", asked.spelling("ntasks_per_node"), advice)
+        if wd is not None and os.path.abspath(str(wd)) != settings.dir:
+            advice = "dir= says where workers run"
+            raise contradiction(f"dir={settings.dir!r}", asked.spelling("wd"), advice)
+        base = asked.own.job_dir or jobs_folder()
+        if set(base) & set(",:$") and asked.value("o") is None:
+            raise ValueError(f"job_dir={base!r}: Grid Engine takes no path with one of , : $")
+
+    def quote(self, value: str) -> str:
+        """Write a value as qsub reads it, which drops quotes and what follows a #, anywhere.
+
+        >>> SGEManager(1).quote("a b")
+        '"a b"'
+        """
+        if re.search(r"""[#"']""", value):
+            raise ValueError(f"{value!r}: a directive of Grid Engine can hold neither # nor quotes")
+        return f'"{value}"' if re.search(r"\s", value) or not value else value
+
+    def long(self, name: str) -> tuple[str, str]:
+        """Write a long option, with a single dash; what is no option is a resource."""
+        return (f"-{name}", " ") if name in OPTIONS else (f"-l {name}", "=")
+
+    def directives(self, asked: Asked) -> tuple[str, ...]:
+        """Write the options, and the parallel environment with its slots."""
+        given = {
+            name: (written, "y" if value is True and name in YES_OR_NO else value)
+            for name, (written, value) in asked.options.items()
+            if name not in _NO_DIRECTIVES
+        }
+        lines = options.directives(Asked(asked.own, given), self.quote, long=self.long)
+        environment = str(asked.value("pe") or "").partition(" ")[0]
+        pe = (f"-pe {environment} {asked.value('ntasks')}",) if environment else ()
+        split = len(lines) - len(asked.own.options)
+        return (*lines[:split], *pe, *lines[split:])
+
+    def per_node(self, asked: Asked) -> int | None:
+        """Return how many workers a job of one node has."""
+        given = asked.value("ntasks_per_node")
+        return None if given is None else int(given)
+
+    def launcher(
+        self,
+        n: int,
+        asked: Asked,
+        isolation: str,
+        found: launching.Mpi | None,
+        offered: frozenset[str],
+        *,
+        watched: bool = True,
+    ) -> WorldLauncher:
+        """Start a world by the MPI's launcher, which reaches other hosts by qrsh."""
+        assert found is not None  # see `always_mpiexec`
+        remote = () if asked.own.launcher == "mpiexec" else _REMOTE
+        made = mpiexec(n, found, watched=watched, remote=remote)
+        if n > 1 and found.family == "openmpi":  # MPICH's knows PE_HOSTFILE
+            program, *rest = made.argv
+            made = replace(made, argv=(program, "--hostfile", f"{FOLDER}/hosts", *rest))
+        return separate(made) if isolation == "process" else made
+
+    # Commands
+
+    def hand_in(self, script: str, asked: Asked, log: str | None) -> JobId:
+        """Submit a script by qsub."""
+        done = commands.run(["qsub", "-terse", script], deadline=SUBMIT_DEADLINE, log=log)
+        if done.status and "parallel environment" in done.said:
+            raise SubmitError(f"{done.said}\n{_known_environments(log)}")
+        if done.status:
+            raise SubmitError(done.said)
+        return parse_submit(done.out, done.err)
+
+    def find(self, script: str, asked: Asked, log: str | None) -> JobId | None:
+        """Look for the job of a script, which no other job has."""
+        for some in _batches(list(parse_qstat(_listed(log)))):
+            found = parse_script(_details(some, log), script)
+            if found is not None:
+                return found
+        return None
+
+    def poll(self, jobs: Sequence[JobId], log: str | None = None) -> dict[JobId, Verdict]:
+        """Ask qstat for the jobs, and then why some of them wait."""
+        listed = parse_qstat(_listed(log))
+        found = {job: listed[job] for job in jobs if job in listed}
+        self._deleted |= {job for job in found if found[job].word.startswith("d")}
+        for some in _batches([job for job in found if found[job].state.waiting]):
+            for job, reason in parse_reasons(_details(some, log)).items():
+                if job in found:
+                    found[JobId(job)] = replace(found[JobId(job)], reason=reason)
+        return found
+
+    def post_mortem(self, jobs: Sequence[JobId], log: str | None = None) -> dict[JobId, Verdict]:
+        """Ask qacct, which lags behind, may be forbidden, and knows nothing of what still runs."""
+        try:
+            found = self.poll(jobs, log)
+        except (CommandFailed, CommandLate, CommandMissing):
+            found = {}
+        for job in jobs:
+            if job not in found:
+                told = parse_qacct(_try(["qacct", "-j", job], log)).get(job)
+                if told is not None:
+                    found[job] = self._cancelled(told) if job in self._deleted else told
+        return found
+
+    @staticmethod
+    def _cancelled(told: Verdict) -> Verdict:
+        if told.state is not JobState.FAILED or told.signal is None:
+            return told
+        return replace(told, state=JobState.CANCELLED, word="CANCELLED")
+
+    def cancel(self, jobs: Sequence[JobId], log: str | None = None) -> None:
+        """Cancel by qdel; jobs that have ended are no error."""
+        for some in _batches(jobs):
+            done = commands.run(["qdel", ",".join(some)], log=log)
+            said = done.out + done.err
+            if done.status and "does not exist" not in said and "already in deletion" not in said:
+                raise CommandFailed(done)
+
+    def hopeless(self, verdict: Verdict) -> bool:
+        """Tell whether a job waits for what can never come: it could not be started."""
+        return verdict.state.waiting and in_error(verdict.word)
+
+    def log_files(self, asked: Asked, cwd: str, folder: str, job: JobId | None) -> list[str]:
+        """Return where the job's output goes, as far as that can be told."""
+        output, error = asked.value("o"), asked.value("e")
+        name = str(asked.value("N") or os.path.basename(folder))
+        found = [os.path.join(folder, "log")] if output is None else []
+        for given in (output, error):
+            path = None if given is None else expand(str(given), job, name, _user())
+            found += [] if path is None else [os.path.join(cwd, path)]
+        return found
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _listed(log: str | None) -> str:
+    """Return `qstat -xml`: all jobs of this user that have not ended."""
+    done = commands.run(["qstat", "-xml", "-u", _user()], log=log)
+    if done.status or "</job_info>" not in done.out:
+        raise CommandFailed(done)
+    return done.out
+
+
+def _details(jobs: Sequence[str], log: str | None) -> str:
+    return _try(["qstat", "-xml", "-j", ",".join(jobs)], log)
+
+
+def _known_environments(log: str | None) -> str:
+    known = ", ".join(parse_environments(_try(["qconf", "-spl"], log))) or "none"
+    return f"parallel environments here: {known}; pe= chooses one"
+
+
+def _batches(jobs: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(jobs), JOBS_AT_ONCE):
+        yield jobs[start : start + JOBS_AT_ONCE]
+
+
+def _try(argv: Sequence[str], log: str | None) -> str:
+    """Return what a command prints; nothing where it has no answer."""
+    try:
+        return commands.run(argv, log=log).out
+    except (CommandLate, CommandMissing):
+        return ""

@@ -1,0 +1,84 @@
+"""Bells: waking ranks of this host and of others."""
+
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcdist._transport import bells as module
+from hpcdist._transport.bells import Bells
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Bells, Bells]]:
+    """Two ranks of one host."""
+    both = Bells(str(tmp_path), 0, 2), Bells(str(tmp_path), 1, 2)
+    yield both
+    for bells in both:
+        bells.close()
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Iterator[tuple[Bells, Bells]]:
+    """Two ranks of two hosts: they share no folder."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    both = Bells(str(here), 0, 2), Bells(str(there), 1, 2)
+    places = [bells.hang_far() for bells in both]
+    both[0].reach_far({1: places[1]})
+    both[1].reach_far({0: places[0]})
+    yield both
+    for bells in both:
+        bells.close()
+
+
+def rung(sock: object, seconds: float = 0) -> bool:
+    return bool(select.select([sock], [], [], seconds)[0])
+
+
+def test_who_is_awake_is_not_rung(pair: tuple[Bells, Bells]) -> None:
+    assert not pair[0].ring(1)
+    assert not rung(pair[1].socket)
+
+
+def test_a_sleeper_is_rung_once(pair: tuple[Bells, Bells]) -> None:
+    pair[1].arm()
+    assert pair[0].ring(1)
+    assert not pair[0].ring(1)
+    assert rung(pair[1].socket)
+    pair[1].hear(1)
+    assert not rung(pair[1].socket)
+
+
+def test_who_has_woken_by_itself_is_not_rung(pair: tuple[Bells, Bells]) -> None:
+    pair[1].arm()
+    pair[1].disarm()
+    assert not pair[0].ring(1)
+
+
+def test_a_rank_of_another_host_is_rung(apart: tuple[Bells, Bells]) -> None:
+    assert apart[0].ring(1)
+    assert rung(apart[1].far_socket, 10)
+    while rung(apart[1].far_socket):  # there may be one for each of the host's addresses
+        apart[1].hear_far(1)
+    assert apart[1].ring(0)
+    assert rung(apart[0].far_socket, 10)
+
+
+def test_another_host_is_rung_after_a_pause_alone(
+    apart: tuple[Bells, Bells], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module, "_now", lambda: now)
+    rings = []
+    for step in (0.0, 0.00005, 0.00005, 0.0002):
+        now += step
+        rings.append(apart[0].ring(1))
+    assert rings == [True, False, False, True]
+
+
+def test_an_address_that_leads_nowhere_is_no_error(apart: tuple[Bells, Bells]) -> None:
+    apart[0].reach_far({1: "255.255.255.255|9"})
+    assert apart[0].ring(1)
