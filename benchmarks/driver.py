@@ -3,6 +3,7 @@
 Each prints one line that starts with MARK: a JSON object of key to [value, floor].
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 from typing import Any
 
-from benchmarks import floor, idle, parallel
+from benchmarks import clients, floor, idle, parallel
 from benchmarks.statistics import Pair, best_third, median, quantile
 from tests.helpers import mpi_environment, mpiexec
 
@@ -290,6 +291,7 @@ SCENARIOS: dict[str, Callable[[], Figures]] = {
     "crowd": lambda: crowd(in_world()),
     "crowd_outside": lambda: crowd(outside(8)),
     "start": start,
+    "links": lambda: clients.links(importlib.import_module("hpcdist")),
     "maps": lambda: parallel.maps(outside(4), rounds),
     "loops": lambda: parallel.loops(outside(4), rounds),
     "loops_world": lambda: parallel.loops(in_world(), rounds),

@@ -116,6 +116,14 @@ def scenarios(mpi: str) -> list[Scenario]:
                 ),
             ),
         ),
+        Scenario(
+            "links",
+            (
+                Row("time", "256 workers by TLS, time of each to come", "ms"),
+                Row("memory", "memory of process 1 for each", "KB"),
+                Row("files", "descriptors of process 1 for each", ""),
+            ),
+        ),
         *_parallel(),
     ]
 

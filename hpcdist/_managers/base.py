@@ -5,8 +5,10 @@ A manager of one's own subclasses ClusterManager and writes `launch`; the rest h
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,15 @@ class WorkerConfig:
     userdata: Any = None
 
 
+# What every manager is asked for; what else there is, is its own.
+COMMON = frozenset(
+    {
+        *("dir", "env", "python", "exename", "exeflags", "topology", "lazy", "concurrency"),
+        *("timeout", "isolation", "min_workers", "enable_threaded_blas"),
+    }
+)
+
+
 @dataclass
 class Settings:
     """What a launch was asked for, apart from how many workers: see `addprocs`."""
@@ -45,6 +56,27 @@ class Settings:
     min_workers: int | None
     enable_threaded_blas: bool
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+        """Make them of parameters of `addprocs`."""
+        merged = {**defaults, **given}
+        if "exename" in given:
+            merged["python"] = given["exename"]
+        flags = merged["exeflags"] or []
+        return cls(
+            dir=os.path.abspath(os.fspath(merged["dir"])),
+            env={str(k): str(v) for k, v in dict(merged["env"] or {}).items()},
+            python=os.fspath(merged["python"] or sys.executable),
+            exeflags=shlex.split(flags) if isinstance(flags, str) else [str(f) for f in flags],
+            topology=merged["topology"],
+            concurrency=merged["concurrency"],
+            timeout=float(merged["timeout"]),
+            isolation=merged["isolation"],
+            min_workers=merged["min_workers"],
+            enable_threaded_blas=bool(merged["enable_threaded_blas"]),
+            extra={name: value for name, value in merged.items() if name not in COMMON},
+        )
 
 
 class ClusterManager:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shlex
-import sys
 import threading
 import time
 import warnings
@@ -15,7 +13,7 @@ from typing import Any
 
 from hpcdist import _config
 from hpcdist._managers import mpi, roster, sections  # noqa: F401  (registers its handlers)
-from hpcdist._managers.base import ClusterManager, KeptManager, Settings
+from hpcdist._managers.base import COMMON, ClusterManager, KeptManager, Settings
 from hpcdist._managers.elastic import ElasticManager
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.local import LocalManager
@@ -24,20 +22,6 @@ from hpcdist._transport.progress import Slot
 
 _one_at_a_time = threading.Lock()  # one addprocs or rmprocs at a time
 _launches: list[Launch] = []
-_COMMON = {
-    "dir",
-    "env",
-    "python",
-    "exename",
-    "exeflags",
-    "topology",
-    "lazy",
-    "enable_threaded_blas",
-    "concurrency",
-    "timeout",
-    "isolation",
-    "min_workers",
-}
 _TOPOLOGIES = ("all_to_all", "master_worker", "custom")
 _ISOLATIONS = ("auto", "world", "process")
 
@@ -139,29 +123,11 @@ def _manager(what: Any) -> ClusterManager:
 
 def _settings(manager: ClusterManager, params: dict[str, Any]) -> Settings:
     own = manager.own_params
-    known = _COMMON | set(own or ())
+    known = COMMON | set(own or ())
     for name in params if own is not None else ():
         if name not in known:
             raise _config.unknown_option(name, sorted(known), "addprocs")
-    given = dict(params)
-    if "exename" in given:
-        given["python"] = given.pop("exename")
-    merged = {**manager.default_addprocs_params(), **given}
-    flags = merged["exeflags"] or []
-    env = merged["env"] or {}
-    settings = Settings(
-        dir=os.path.abspath(os.fspath(merged["dir"])),
-        env={str(k): str(v) for k, v in dict(env).items()},
-        python=os.fspath(merged["python"] or sys.executable),
-        exeflags=shlex.split(flags) if isinstance(flags, str) else [str(f) for f in flags],
-        topology=merged["topology"],
-        concurrency=merged["concurrency"],
-        timeout=float(merged["timeout"]),
-        isolation=merged["isolation"],
-        min_workers=merged["min_workers"],
-        enable_threaded_blas=bool(merged["enable_threaded_blas"]),
-        extra={k: v for k, v in merged.items() if k not in _COMMON},
-    )
+    settings = Settings.of(manager.default_addprocs_params(), params)
     _check(settings, folder=not (isinstance(manager, KeptManager) and manager.hosts_apart))
     if isinstance(manager, KeptManager):
         manager.prepare(settings)

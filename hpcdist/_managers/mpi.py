@@ -438,6 +438,7 @@ def _give_up(record: roster.Record, link: Link) -> None:
     member = record.member
     print(f"worker {record.pid} on {member.host} is stuck and does not leave", file=sys.stderr)
     sys.stdout.flush()
+    output.await_reader(2, 0.5)  # a launcher that is told to abort reads no more
     MPI.COMM_WORLD.Abort(1)
 
 

@@ -272,7 +272,12 @@ def open_plane(comm: Any, bells: Bells | None, pids: dict[int, int]) -> None:
     if bells is not None:
         node.progress.register(bells.socket.fileno(), bells.hear, 1)
         if bells.far_socket is not None:
-            node.progress.register(bells.far_socket.fileno(), bells.hear_far, 1)
+
+            def rung_from_afar(events: int) -> None:
+                bells.hear_far(events)
+                node.progress.stay_alert()
+
+            node.progress.register(bells.far_socket.fileno(), rung_from_afar, 1)
     node.progress.plane = plane
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import stat
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -131,3 +133,17 @@ def rss() -> int:
     """Return this process's resident memory in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def await_reader(fd: int, seconds: float) -> None:
+    """Wait until what was written to a pipe has been read; with anything else, not at all."""
+    import fcntl
+    import termios
+
+    deadline = time.monotonic() + seconds
+    unread = bytearray(4)
+    while stat.S_ISFIFO(os.fstat(fd).st_mode) and time.monotonic() < deadline:
+        fcntl.ioctl(fd, termios.FIONREAD, unread)
+        if not any(unread):
+            return
+        time.sleep(0.002)

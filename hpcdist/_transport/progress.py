@@ -237,6 +237,10 @@ class Progress:
         if self._asleep:
             self.wake()
 
+    def stay_alert(self) -> None:
+        """Look often for a while: MPI may need many looks for a first message."""
+        self._busy_at = _now()
+
     # Waiting
 
     def complete(self, slot: Waitable) -> None:
@@ -457,8 +461,8 @@ class Progress:
                 return 0.0
             if plane.busy():
                 timeout = min(timeout, 0.0005)
-            elif self.spans_hosts:  # twice as long each time
-                nap = max(TICK * self.crowding, now - self._busy_at)
+            elif self.spans_hosts:  # ever longer
+                nap = max(TICK * self.crowding, (now - self._busy_at) / 8)
                 timeout = min(timeout, nap, _FAR_NAP_MAX)
         return timeout
 

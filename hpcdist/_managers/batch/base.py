@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from hpcdist._managers.batch.following import (
     groups,
 )
 from hpcdist._managers.batch.job import FOLDER, JobId, JobSpec, write_script
-from hpcdist._managers.batch.launchers import WorldLauncher
+from hpcdist._managers.batch.launchers import WorldLauncher, mpiexec, separate
 from hpcdist._managers.batch.options import Asked
 from hpcdist._managers.batch.render import render
 from hpcdist._managers.batch.verdict import JobState, Verdict
@@ -74,7 +73,12 @@ class BatchManager(JobManager):
     # the scheduler is here, and the options that take no value.
     program: ClassVar[str] = ""
     bare: ClassVar[frozenset[str]] = frozenset()
-    always_mpiexec: ClassVar[bool] = False  # also where the ranks are to be no MPI world
+    # Worlds are started by the MPI's launcher, also where the ranks are to be no MPI world.
+    always_mpiexec: ClassVar[bool] = True
+    # How it starts something on another host of the job; (): it knows by itself.
+    remote: ClassVar[tuple[str, ...]] = ()
+    # The script lists the job's hosts: Open MPI's launcher does not find them, MPICH's does.
+    lists_hosts: ClassVar[bool] = False
 
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -135,14 +139,20 @@ class BatchManager(JobManager):
         *,
         watched: bool = True,
     ) -> WorldLauncher:
-        """Choose how to start a world of `n` ranks in a job.
+        """Choose how to start a world of `n` ranks in a job; here, by the MPI's own launcher.
 
         Args:
             found: The MPI that the workers' interpreter loads.
             offered: The MPI flavours of the scheduler's own launcher.
             watched: Whether a keeper reads the launcher's output, which then tells the ranks apart.
         """
-        raise NotImplementedError
+        assert found is not None  # see `always_mpiexec`
+        remote = () if asked.own.launcher == "mpiexec" else self.remote
+        made = mpiexec(n, found, watched=watched, remote=remote)
+        if self.lists_hosts and n > 1 and found.family == "openmpi":
+            program, *rest = made.argv
+            made = replace(made, argv=(program, "--hostfile", f"{FOLDER}/hosts", *rest))
+        return separate(made) if isolation == "process" else made
 
     def flavours(self) -> frozenset[str]:
         """Ask for the MPI flavours of the scheduler's own launcher; what is usual where it cannot
@@ -374,24 +384,7 @@ class BatchManager(JobManager):
 
     def settings_of(self, params: Mapping[str, Any]) -> Settings:
         """Return the settings of a launch with these parameters."""
-        given = dict(params)
-        if "exename" in given:
-            given["python"] = given.pop("exename")
-        merged = {**self.default_addprocs_params(), **given}
-        flags, extra = merged["exeflags"] or [], set(merged) - options.COMMON
-        return Settings(
-            dir=os.path.abspath(os.fspath(merged["dir"])),
-            env={str(k): str(v) for k, v in dict(merged["env"] or {}).items()},
-            python=os.fspath(merged["python"] or sys.executable),
-            exeflags=shlex.split(flags) if isinstance(flags, str) else [str(f) for f in flags],
-            topology=merged["topology"],
-            concurrency=merged["concurrency"],
-            timeout=float(merged["timeout"]),
-            isolation=merged["isolation"],
-            min_workers=merged["min_workers"],
-            enable_threaded_blas=bool(merged["enable_threaded_blas"]),
-            extra={name: merged[name] for name in merged if name in extra},
-        )
+        return Settings.of(self.default_addprocs_params(), params)
 
     def submit(self, script: str, asked: Asked, log: str | None) -> JobId:
         """Submit a script; where the answer gets lost, look for the job before giving up.

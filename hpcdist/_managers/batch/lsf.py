@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from hpcdist._managers import launching
 from hpcdist._managers.base import Settings
 from hpcdist._managers.batch import commands, options
 from hpcdist._managers.batch.base import BatchManager
 from hpcdist._managers.batch.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
-from hpcdist._managers.batch.job import FOLDER, JobId
-from hpcdist._managers.batch.launchers import WorldLauncher, like_rsh, mpiexec, separate
+from hpcdist._managers.batch.job import JobId
+from hpcdist._managers.batch.launchers import like_rsh
 from hpcdist._managers.batch.lsf_words import (
     FIELDS,
     not_there,
@@ -36,7 +34,6 @@ IMPOSSIBLE = dict.fromkeys(
     ("I", "Ip", "Is", "IS", "ISp", "ISs", "IX", "K"),
     ("addprocs", "it waits for the workers itself, and `hpcdist submit --wait` for a job"),
 )
-_REMOTE = like_rsh("blaunch")
 
 
 class LSFManager(BatchManager):
@@ -55,7 +52,8 @@ class LSFManager(BatchManager):
     scheduler = "lsf"
     prefix = "#BSUB"
     template = "lsf.sh.j2"
-    always_mpiexec = True
+    remote = like_rsh("blaunch")
+    lists_hosts = True
     aliases = {"n": "ntasks"}  # noqa: RUF012
 
     def defaults(
@@ -127,25 +125,6 @@ class LSFManager(BatchManager):
         """Return how many workers the options put on a node."""
         given = asked.value("ntasks_per_node") or _spanned(asked)
         return int(given) if given else None
-
-    def launcher(
-        self,
-        n: int,
-        asked: Asked,
-        isolation: str,
-        found: launching.Mpi | None,
-        offered: frozenset[str],
-        *,
-        watched: bool = True,
-    ) -> WorldLauncher:
-        """Start a world by the MPI's launcher, which reaches other hosts by blaunch."""
-        assert found is not None  # see `always_mpiexec`
-        remote = () if asked.own.launcher == "mpiexec" else _REMOTE
-        made = mpiexec(n, found, watched=watched, remote=remote)
-        if n > 1 and found.family == "openmpi":  # MPICH's knows LSB_MCPU_HOSTS
-            program, *rest = made.argv
-            made = replace(made, argv=(program, "--hostfile", f"{FOLDER}/hosts", *rest))
-        return separate(made) if isolation == "process" else made
 
     # Commands
 

@@ -13,16 +13,11 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from hpcdist import _config
+from hpcdist._managers.base import COMMON
 
 # What an option is given: True (bare), a value, or several; None and False leave it out.
 Value: TypeAlias = Any
 
-COMMON = frozenset(
-    {
-        *("dir", "env", "python", "exename", "exeflags", "topology", "lazy", "concurrency"),
-        *("timeout", "isolation", "min_workers", "enable_threaded_blas"),
-    }
-)
 LAUNCHERS = ("auto", "srun", "mpiexec")
 
 

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hpcdist._managers import launching
 from hpcdist._managers.base import Settings
 from hpcdist._managers.batch import commands
 from hpcdist._managers.batch.base import BatchManager
 from hpcdist._managers.batch.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
 from hpcdist._managers.batch.job import JobId
-from hpcdist._managers.batch.launchers import WorldLauncher, mpiexec, separate
 from hpcdist._managers.batch.options import Asked, contradiction
 from hpcdist._managers.batch.pbs_words import (
     chunks,
@@ -55,7 +53,6 @@ CHUNK = ("ncpus", "mpiprocs", "ompthreads", "ngpus")
 _WHOLE = ("mem", "vmem")
 
 # pbs_tmrsh runs an argv, with no shell (seen with 23.06), on a host of the job's node file.
-_REMOTE = ("pbs_tmrsh", "{host}", "/bin/sh", "-c", "{command}")
 
 
 class PBSManager(BatchManager):
@@ -75,7 +72,7 @@ class PBSManager(BatchManager):
     scheduler = "pbs"
     prefix = "#PBS"
     template = "pbs.sh.j2"
-    always_mpiexec = True
+    remote = ("pbs_tmrsh", "{host}", "/bin/sh", "-c", "{command}")
     aliases = ALIASES
 
     def asked(self, settings: Settings) -> Asked:
@@ -179,22 +176,6 @@ class PBSManager(BatchManager):
         else:
             given = asked.value("mpiprocs")
         return None if given is None or not str(given).isdigit() else int(given)
-
-    def launcher(
-        self,
-        n: int,
-        asked: Asked,
-        isolation: str,
-        found: launching.Mpi | None,
-        offered: frozenset[str],
-        *,
-        watched: bool = True,
-    ) -> WorldLauncher:
-        """Take the MPI's own launcher; with `launcher="mpiexec"` its own way to hosts, too."""
-        assert found is not None  # see `always_mpiexec`
-        remote = () if asked.own.launcher == "mpiexec" else _REMOTE
-        launcher = mpiexec(n, found, watched=watched, remote=remote)
-        return separate(launcher) if isolation == "process" else launcher
 
     # Commands
 

@@ -86,6 +86,7 @@ class SlurmManager(BatchManager):
     scheduler = "slurm"
     prefix = "#SBATCH"
     template = "slurm.sh.j2"
+    always_mpiexec = False
     aliases = ALIASES
     task_variable = "SLURM_ARRAY_TASK_ID"
     longest_array = 1000  # MaxArraySize is 1001 unless the site says otherwise
