@@ -374,7 +374,8 @@ def leave_world() -> None:
     crippled = _some_have_died()
     ours = _part_from_ranks()
     _send_all_away()
-    for step, patience in ((_let_be, 1.0), (_interrupt, 1.5), (_give_up, 0.0)):
+    steps = ((_let_be, 1.0), (_tell_again, 0.5), (_interrupt, 1.5), (_give_up, 0.0))
+    for step, patience in steps:
         left = [(record, link) for record, link in ours if link is not None and link.open]
         for record, link in left:
             step(record, link)
@@ -425,9 +426,18 @@ def _let_be(record: roster.Record, link: Link) -> None:
     """An idle rank leaves as it was told."""
 
 
+def _tell_again(record: roster.Record, link: Link) -> None:
+    """MPI between hosts may be slow with a first message; the link is not."""
+    _send_by_link(link, LEAVE)
+
+
 def _interrupt(record: roster.Record, link: Link) -> None:
     """Interrupt a rank, also a parked one, whose outbox is closed."""
-    message, _ = pack(CONTROL, 0, 0, INTERRUPT)
+    _send_by_link(link, INTERRUPT)
+
+
+def _send_by_link(link: Link, op: int) -> None:
+    message, _ = pack(CONTROL, 0, 0, op)
     node.progress.call_later(0, lambda: link.send([message]))
 
 

@@ -35,6 +35,7 @@ from hpcdist._transport.router import Peer
 from hpcdist._wire import frames, greeting
 from hpcdist._wire.frames import Buffer
 
+_segments: set[str] = set()  # shared memory of our own that MPI removes only in MPI_Finalize
 _BELL_NAME = 192  # room for where a bell is
 _FINALIZE = 5.0
 
@@ -157,6 +158,8 @@ class Worker:
 
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        if not self.folder:  # in a job, where no keeper of this host would remove it
+            _segments.update(segments_of(os.getpid()))
         self.comm, made = MPI.COMM_WORLD.Idup()
         quiet(made)
         self.comm.Set_errhandler(MPI.ERRORS_RETURN)
@@ -191,8 +194,10 @@ class Worker:
         if rank == first:
             shutil.rmtree(folder, ignore_errors=True)
         for path in segments_of(os.getpid()):
-            if "mpich" in path:  # mapped by all of this host by now; Open MPI maps its own late
+            # Mapped by all of this host by now. Open MPI's are mapped late, if by anybody else.
+            if "mpich" in path or size == 1:
                 unlink(path)
+                _segments.discard(path)
         if elsewhere:
             where = self.bells.hang_far(self.join.get("interface"))
             bells = _gathered(comm, where.encode().ljust(_BELL_NAME))
@@ -416,6 +421,8 @@ def leave(code: int, *, by_libc: bool = False) -> NoReturn:
         if threading.current_thread() is threading.main_thread():
             atexit._run_exitfuncs()
     finally:
+        for path in _segments:
+            unlink(path)
         for stream in (sys.__stdout__, sys.__stderr__):
             try:
                 if stream is not None:

@@ -224,9 +224,10 @@ nothing_left()
     )
     text = f"refused(LaunchError, *{words!r}, n=2, mpi={wrong!r})\nnothing_left()\n"
     run(slurm, text)
-    # A rank of Open MPI's that takes itself for a world of its own, and is killed, leaves this.
+    # A rank of Open MPI's that takes itself for a world of its own, and is killed in the middle of
+    # its start because another has said so, leaves this.
     for node in slurm.nodes:
-        slurm.root("sh", "-c", "rm -rf /tmp/ompi.*", on=node)
+        slurm.root("sh", "-c", "rm -rf /tmp/ompi.* /tmp/hpcdist-* /dev/shm/sm_segment.*", on=node)
 
 
 def test_many_small_jobs(slurm: Slurm) -> None:
