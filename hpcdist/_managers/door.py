@@ -10,7 +10,7 @@ from typing import Any
 from hpcdist._managers.reaching import Unproven, listen
 from hpcdist._runtime.node import node
 
-_PATIENCE = 10.0
+_PATIENCE = 30.0  # 64 workers that start on two cores take their time
 _unproven = Unproven()
 
 

@@ -26,7 +26,7 @@ from hpcdist._transport.router import Peer
 from hpcdist._wire import greeting
 from hpcdist._wire.frames import Buffer
 
-GREETING = 10.0
+GREETING = 30.0
 _REACHING = 20.0
 _REACHING_PEER = 5.0  # there are other ways
 _STRANGERS = 256  # how many may be in the middle of proving themselves
