@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
-import ipaddress
 import os
 import select
 import socket
@@ -178,13 +177,19 @@ def _version6() -> list[tuple[str, str]]:
             lines = [line.split() for line in file]
     except OSError:
         return []
+    import ipaddress  # 2 ms: not at start-up
+
     found = [(row[5], str(ipaddress.IPv6Address(int(row[0], 16)))) for row in lines]
     return [(name, address) for name, address in found if not _is_link_local(address)]
 
 
 def _is_local(address: str) -> bool:
+    import ipaddress
+
     return ipaddress.ip_address(address).is_loopback
 
 
 def _is_link_local(address: str) -> bool:
+    import ipaddress
+
     return ipaddress.ip_address(address).is_link_local

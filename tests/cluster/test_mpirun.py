@@ -87,8 +87,12 @@ def check(done: Any, how: str) -> None:
 
 @pytest.fixture
 def killed_world(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Clean up where a launcher has killed every rank: none of them could."""
+    """Clean up where a launcher has killed every rank: none of them could, nor did MPICH's own."""
+    maps = "hydra_hwloc_xmlfile_*"  # of the machine; always in /tmp
+    before = set(Path("/tmp").glob(maps))
     yield
+    for path in set(Path("/tmp").glob(maps)) - before:
+        path.unlink(missing_ok=True)
     left = request.config.stash[RUN].leftovers
     for name in left.files():
         path = Path(name)
