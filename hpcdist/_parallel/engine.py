@@ -5,9 +5,9 @@ flight, so that it finds the next one when it has finished the first. Everything
 (a batch ends, a worker dies or joins) is noted by the thread that drives the traffic; the engine
 wakes, files the results, and fills the lanes again.
 
-A batch begins as a single item; how long the items take then sets the size of the next. Only
-what is left when the collections are used up is shared out more finely, and an idle worker gets
-half of what waits behind a busy one.
+A batch begins as a single item, unless an earlier map has shown what to expect; how long the
+items take then sets the size of the next. Only what is left when the collections are used up is
+shared out more finely, and an idle worker gets half of what waits behind a busy one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from hpcdist import _errors
 from hpcdist._errors import ProcessExitedException
-from hpcdist._parallel import batches, posting
+from hpcdist._parallel import batches, habits, posting
 from hpcdist._parallel.batches import BUDGET, Token, Work
 from hpcdist._parallel.lanes import IN_FLIGHT, LEAST, Batch, Delays, Lane, Question
 from hpcdist._parallel.sources import Part, Source
@@ -120,7 +120,7 @@ class Engine:
         self._later: list[tuple[float, int, Part]] = []  # to be tried again, by time
         self._tries: dict[int, int] = {}
         self._deaths: dict[int, int] = {}
-        self._seconds: float | None = None
+        self._seconds = habits.learned(work.f) if self._auto and source.is_small else None
         self._arrived: deque[Any] = deque()
         self._waiter: Slot | None = None
         self._stale = True
@@ -211,7 +211,8 @@ class Engine:
         if self._later:
             deadline = min(deadline, self._later[0][0])
         try:
-            node.progress.wait(slot, None if deadline == _NEVER else deadline)
+            lasting = self._seconds is not None and self._seconds > LEAST
+            node.progress.wait(slot, None if deadline == _NEVER else deadline, lasting)
         except TimeoutError:
             pass
         finally:
@@ -220,6 +221,8 @@ class Engine:
     def end(self) -> None:
         """Give up what is in flight, and let the workers drop the function."""
         _engines.discard(self)
+        if self._auto and self._seconds is not None:
+            habits.learn(self.work.f, self._seconds)
         for lane in self._all_lanes():
             idents = [b.ident for b in reversed(lane.batches)]
             for ident in (*idents, *lane.questions):
@@ -273,6 +276,7 @@ class Engine:
             if pid not in self._lanes:
                 self._lanes[pid] = Lane(pid, self.note)
                 self._lanes[pid].told = pid in self._told
+                self._lanes[pid].trust(self._seconds)
         for pid, lane in list(self._lanes.items()):
             lane.open = pid in wanted
             if not lane.open and not lane.batches and not _is_alive(pid):

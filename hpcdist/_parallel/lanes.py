@@ -96,6 +96,11 @@ class Lane:
         self.vain = 0
         self._rest = _REST
 
+    def trust(self, seconds: float | None) -> None:
+        """Begin with as many items as what is known of them allows."""
+        if seconds is not None:
+            self.last = max(1, int(BUDGET / max(seconds, 2e-8)) // _GROWTH)
+
     def size(self, unit: int, left: int | None, lanes: int, seconds: float | None) -> int:
         """How many items its next batch has.
 

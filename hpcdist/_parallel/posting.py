@@ -18,7 +18,18 @@ from hpcdist._runtime.node import node
 from hpcdist._runtime.turns import MAIN, Call
 from hpcdist._wire import codec, functions
 from hpcdist._wire.codec import Payload
-from hpcdist._wire.frames import ASYNC, CALL, DEFINES, DO, FAILED, FETCH, OURS, REFS, pack
+from hpcdist._wire.frames import (
+    ASYNC,
+    CALL,
+    DEFINES,
+    DO,
+    FAILED,
+    FETCH,
+    OURS,
+    REFS,
+    Buffer,
+    pack,
+)
 
 _the_board: batches.Board | None = None
 
@@ -34,8 +45,12 @@ def board() -> batches.Board:
 def tell(peer: Any, token: Token, work: Payload) -> None:
     """Send what a map does to each item, for the batches that follow."""
     parts = [pickle.PickleBuffer(b) for b in work.buffers]
-    wrapped = codec.dumps((token, work.body, parts, board().address))
-    wrapped.refs = work.refs
+    large = len(work.body) >= codec.APART_MIN
+    body = pickle.PickleBuffer(work.body) if large else work.body
+    buffers: list[Buffer] = []
+    apart = lambda buffer: buffers.append(buffer.raw())
+    packed = pickle.dumps((token, body, parts, board().address), 5, buffer_callback=apart)
+    wrapped = Payload(packed, buffers, work.refs)
     post(peer, DO, 0, batches.keep, wrapped)
     if b"main_globals" in work.body:
         peer.bound.clear()  # its globals were assigned there: calls must tell theirs anew

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from hpcdist._parallel import habits
+
 
 class Part(NamedTuple):
     """Neighbouring items: the index of the first, and their columns, one for each collection."""
@@ -52,6 +54,11 @@ class Source:
     def left(self) -> int | None:
         """How many items have not been taken, where that is known."""
         return None if self.size is None else self.size - self.taken
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its items are small beyond doubt."""
+        return habits.are_small(self._columns)
 
     def take(self, count: int) -> Part | None:
         """Take the next items, fewer at the end; None if there are none."""

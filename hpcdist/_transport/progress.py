@@ -26,6 +26,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -38,6 +39,7 @@ _FAR_NAP_MAX = 0.1  # seconds until a message from another host is seen whose ri
 _NAP_MAX = 0.05  # seconds a call may run after a long rest before the helper takes notice
 _WAKE_UP = 0.001  # seconds until a sleeper that was rung has answered
 _BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
+_LINGER = 200_000  # ns: messages this close behind each other are gathered into one frame
 _CORES = len(os.sched_getaffinity(0))
 _now = time.monotonic
 _ident = threading.get_ident
@@ -68,6 +70,7 @@ class Progress:
         self.spin = 0.0002
         self.patience = 60  # polls before giving way: fewer where processes outnumber cores
         self.woke = False  # a message went to a process that may sleep
+        self.linger = _LINGER
         self.crowding = 1.0  # processes of this host for each core, at least 1
         self.spans_hosts = False  # the rings of MPI peers elsewhere may get lost
         self._busy_at = 0.0  # when something came last; kept where that is so
@@ -117,10 +120,7 @@ class Progress:
         self._kick()
         if _ident() != self._helper.ident:
             self._helper.join(5)
-        for closing in (self._outer, self._epoll):
-            closing.close()
-        for fd in (self._wake, self._kick_fd):
-            os.close(fd)
+        self._close()
         self._handlers.clear()
         self._timers.clear()
         self.dirty.clear()
@@ -129,10 +129,13 @@ class Progress:
         """In a forked child: close our ends, never drive again."""
         if not self._stopped:
             self._stopped = True
-            for closing in (self._outer, self._epoll):
-                closing.close()
-            for fd in (self._wake, self._kick_fd):
-                os.close(fd)
+            self._close()
+
+    def _close(self) -> None:
+        for closing in (self._outer, self._epoll):
+            closing.close()
+        for fd in (self._wake, self._kick_fd):
+            os.close(fd)
 
     def register(self, fd: int, handler: Callable[[int], None], events: int) -> None:
         """Watch a descriptor; the driver calls `handler(events)`."""
@@ -146,16 +149,16 @@ class Progress:
     def unregister(self, fd: int) -> None:
         """Stop watching a descriptor."""
         if self._handlers.pop(fd, None) is not None:
-            try:
+            with suppress(OSError, ValueError):  # closed already
                 self._epoll.unregister(fd)
-            except (OSError, ValueError):  # closed already
-                pass
 
     def settle(self, processes: int) -> None:
         """Wait in a way that fits so many processes on this host: the more a core, the less."""
         crowded = processes > _CORES + 1
         self.patience, self.spin = (10, 0.0001) if crowded else (60, 0.0002)
         self.crowding = max(1.0, processes / _CORES)
+        # Where cores are shared, whoever gets a message can hardly begin before we are through.
+        self.linger = int(_LINGER * self.crowding**2)
 
     def detach(self) -> None:
         """Stop polling the plane; on return nobody is in the middle of it."""
@@ -253,8 +256,13 @@ class Progress:
             # The sleeping driver may be the one who waits (we are another thread).
             self.wake()
 
-    def wait(self, slot: Waitable, deadline: float | None = None) -> None:
+    def wait(self, slot: Waitable, deadline: float | None = None, lasting: bool = False) -> None:
         """Drive, or sleep while another drives, until the slot is ready.
+
+        Args:
+            slot: What is waited for.
+            deadline: When to give up.
+            lasting: It takes longer than a wake-up: sleep at once, others may want the core.
 
         Raises:
             TimeoutError: The deadline (of time.monotonic) has passed.
@@ -273,7 +281,7 @@ class Progress:
                     self._take_wheel()
                     self._driver = me
                     try:
-                        self._drive(slot, deadline, me)
+                        self._drive(slot, deadline, me, lasting)
                     finally:
                         self._driver = 0
                         self._release()
@@ -351,9 +359,9 @@ class Progress:
                 if self._followers and not self._wheel.locked():
                     self._release_follower()
 
-    def _drive(self, slot: Waitable, deadline: float | None, me: int) -> None:
+    def _drive(self, slot: Waitable, deadline: float | None, me: int, lasting: bool) -> None:
         plane = self.plane
-        poll_fds, patience = self._epoll.poll, self.patience
+        poll_fds, patience = self._epoll.poll, 0 if lasting else self.patience
         turn = looks = 0
         rest = 0.0
         while True:
@@ -382,15 +390,15 @@ class Progress:
             turn += 1
             if turn <= patience:
                 continue
-            if not (plane is not None and plane.busy()):  # what is under way needs polling
-                _yield()
-            if turn & 7 == 0:
+            if not (lasting or (plane is not None and plane.busy())):
+                _yield()  # what is under way needs polling
+            if turn & 7 == 0 or lasting:
                 now = _now()
                 if deadline is not None and now >= deadline:
                     raise TimeoutError
                 if self._timers:
                     self._run_timers(now)
-                if rest == 0.0:
+                if rest == 0.0 and not lasting:
                     rest = now + self.spin
                     if self.woke or (plane is not None and plane.woke):
                         # Whoever was asleep takes a while: falling asleep too would double it.
@@ -581,14 +589,10 @@ def _safely(fn: Callable[..., None], *args: Any) -> None:
 
 
 def _open(latch: Any) -> None:
-    try:
+    with suppress(RuntimeError):  # open already
         latch.release()
-    except RuntimeError:  # open already
-        pass
 
 
 def _drain(fd: int) -> None:
-    try:
+    with suppress(BlockingIOError):
         os.eventfd_read(fd)
-    except BlockingIOError:
-        pass

@@ -16,7 +16,6 @@ from hpcdist._transport.mpi import Item, MpiPlane
 from hpcdist._transport.progress import Progress
 from hpcdist._wire.frames import CONTROL, FRAME_MAX, HEAD, Buffer, pack
 
-_LINGER = 200_000  # ns: messages this close behind each other are gathered into one frame
 _clock = time.perf_counter_ns
 _head = HEAD.pack
 
@@ -95,7 +94,7 @@ class Peer:
 
     def hurry(self) -> None:
         """Flush now, unless messages follow so closely that gathering them pays."""
-        if self.size > FRAME_MAX or _clock() - self.flushed > _LINGER:
+        if self.size > FRAME_MAX or _clock() - self.flushed > self._progress.linger:
             self._progress.nudge()
         else:
             self._progress.soon()

@@ -89,6 +89,13 @@ def test_all_workers_take_part(pids: list[int]) -> None:
     assert set(pmap(lambda _: (time.sleep(0.02), myid())[1], range(30))) == set(pids)
 
 
+def test_a_function_that_has_become_slow_is_shared_out_anew(pids: list[int]) -> None:
+    f = lambda seconds: (time.sleep(seconds), hpcdist.myid())[1]
+    for _ in range(2):  # the second time it is known how quick it was
+        hpcdist.pmap(f, [0.0] * 1000)
+    assert set(hpcdist.pmap(f, [0.02] * 10 * len(pids))) == set(pids)
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -1,0 +1,50 @@
+"""What an item of a function took in earlier maps, so that the next map need not feel its way.
+
+Only for items that are small beyond doubt: a batch of many is pickled before its size is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import CodeType
+from typing import Any
+
+_KEPT_MOST = 256
+_SMALL = 64  # bytes
+_NUMBERS = {int, float, complex, bool, type(None)}
+
+_seconds: dict[CodeType, float] = {}
+
+
+def learned(f: Any) -> float | None:
+    """How long an item of a function took the last time; None: not known."""
+    code = getattr(f, "__code__", None)
+    return _seconds.get(code) if type(code) is CodeType else None
+
+
+def learn(f: Any, seconds: float) -> None:
+    """Keep what an item of a function took."""
+    code = getattr(f, "__code__", None)
+    if type(code) is not CodeType:
+        return
+    _seconds.pop(code, None)
+    if len(_seconds) >= _KEPT_MOST:
+        del _seconds[next(iter(_seconds))]
+    _seconds[code] = seconds
+
+
+def are_small(columns: Sequence[Any]) -> bool:
+    """Tell whether these collections hold nothing but small numbers, as far as a look shows."""
+    return bool(columns) and all(len(column) and _is_small(column) for column in columns)
+
+
+def _is_small(column: Any) -> bool:
+    if type(column) is range:
+        return True
+    if type(column) in (list, tuple):
+        ends = (column[0], column[len(column) // 2], column[-1])
+        return all(type(item) in _NUMBERS for item in ends)
+    nbytes, dtype = getattr(column, "nbytes", None), getattr(column, "dtype", None)
+    if type(nbytes) is not int or getattr(dtype, "hasobject", True):
+        return False
+    return nbytes <= _SMALL * len(column)

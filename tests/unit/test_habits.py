@@ -1,0 +1,41 @@
+"""What is remembered of a function's items, and of which items that is used at all."""
+
+import numpy
+
+from hpcdist._parallel import habits
+
+
+def test_what_was_learned_is_known_for_the_same_code():
+    make = lambda: lambda x: x
+    assert habits.learned(make()) is None
+    habits.learn(make(), 0.5)
+    assert habits.learned(make()) == 0.5
+    habits.learn(make(), 0.25)
+    assert habits.learned(make()) == 0.25
+    assert habits.learned(lambda x: x + 1) is None
+
+
+def test_a_callable_without_code_is_not_kept():
+    habits.learn(abs, 1.0)
+    assert habits.learned(abs) is None
+
+
+def test_only_the_last_few_are_kept():
+    functions = [eval(f"lambda x: x + {k}") for k in range(habits._KEPT_MOST + 10)]
+    for f in functions:
+        habits.learn(f, 1.0)
+    assert habits.learned(functions[0]) is None
+    assert habits.learned(functions[-1]) == 1.0
+    assert len(habits._seconds) <= habits._KEPT_MOST
+
+
+def test_small_items_are_told_from_those_that_may_be_large():
+    assert habits.are_small([range(10)])
+    assert habits.are_small([[1, 2.5, None], (True, 1j)])
+    assert habits.are_small([numpy.zeros(100), range(100)])
+    assert not habits.are_small([])
+    assert not habits.are_small([[]])
+    assert not habits.are_small([range(3), ["text"] * 3])
+    assert not habits.are_small([[1, numpy.zeros(10), 1]])
+    assert not habits.are_small([numpy.zeros((4, 100))])
+    assert not habits.are_small([numpy.array([1, "x"], dtype=object)])
