@@ -23,7 +23,7 @@ from hpcdist._integrations.waiting import TaskFuture
 from hpcdist._remote.calls import remotecall
 from hpcdist._remote.futures import Future as RemoteFuture
 from hpcdist._runtime.node import node
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 
 _IN_FLIGHT = 2  # one runs, the next is there when it ends; the others can still be cancelled
 _LONG_WAIT = 3600.0

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from hpcdist._runtime.node import node
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec
 
 _DONE = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")

@@ -15,7 +15,7 @@ from hpcdist._managers.elastic import ElasticManager, ElasticWorld
 from hpcdist._managers.failing import launch_error, together
 from hpcdist._managers.world import LaunchState, World
 from hpcdist._runtime.node import node
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 
 _NOTICE_EVERY = 1.0
 

@@ -18,7 +18,7 @@ from hpcdist._managers.elastic import ElasticManager
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.local import LocalManager
 from hpcdist._runtime.node import node
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 
 _one_at_a_time = threading.Lock()  # one addprocs or rmprocs at a time
 _launches: list[Launch] = []

@@ -24,8 +24,8 @@ from hpcdist._monitor import output
 from hpcdist._runtime.controls import LEAVE, WELCOME
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.link import Link
-from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import greeting
 

@@ -24,8 +24,8 @@ from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
 from hpcdist._transport import network
 from hpcdist._transport.bells import Bells
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.link import Link
-from hpcdist._transport.progress import Slot
 from hpcdist._wire import greeting
 from hpcdist._wire.frames import CONTROL, pack
 

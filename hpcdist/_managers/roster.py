@@ -18,8 +18,8 @@ from hpcdist._parallel.everywhere import replay
 from hpcdist._runtime.controls import DIED, INTERRUPT, JOINED, LEAVE, LEFT, PARK, TRUST, WELCOME
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.link import Link
-from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire.frames import CONTROL, pack
 

@@ -29,8 +29,8 @@ from hpcdist._runtime.controls import DIED, JOINED, LEAVE, LEFT, PARK, STATUS, W
 from hpcdist._runtime.members import Member
 from hpcdist._runtime.node import node
 from hpcdist._transport.bells import Bells
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.link import Link
-from hpcdist._transport.progress import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import frames, greeting
 from hpcdist._wire.frames import Buffer

@@ -28,7 +28,7 @@ from hpcdist._parallel.sources import Part, Source
 from hpcdist._runtime import references
 from hpcdist._runtime.controls import FORGET, TAKE_BACK
 from hpcdist._runtime.node import node, pack_head
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import FAILED, FETCH, OURS, OUTCOME, REFS

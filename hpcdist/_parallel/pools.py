@@ -21,7 +21,7 @@ from hpcdist._runtime import references
 from hpcdist._runtime.controls import FORGET, POOL
 from hpcdist._runtime.node import node, pack_head
 from hpcdist._runtime.references import Reference
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec
 from hpcdist._wire.frames import FAILED, OUTCOME
 

@@ -17,7 +17,7 @@ from hpcdist._runtime import references
 from hpcdist._runtime.node import node
 from hpcdist._runtime.references import outgoing
 from hpcdist._runtime.turns import Call
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import Buffer

@@ -14,7 +14,7 @@ from hpcdist._parallel.trees import FAILED, MAP, OK, RECEIVE, Branch, Job, Root
 from hpcdist._runtime.controls import CHUNK
 from hpcdist._runtime.node import node, pack_head, unpack_head
 from hpcdist._runtime.references import RefId
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire.blocks import blank
 from hpcdist._wire.codec import Payload

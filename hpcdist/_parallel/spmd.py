@@ -36,7 +36,7 @@ from hpcdist._runtime.controls import (
     SECTION_VERDICT,
 )
 from hpcdist._runtime.node import node
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
 from hpcdist._wire.frames import FAILED, OK, OUTCOME, Buffer

@@ -25,7 +25,7 @@ from hpcdist._errors import ProcessExitedException
 from hpcdist._runtime import references
 from hpcdist._runtime.controls import DOWN, UP
 from hpcdist._runtime.node import node
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import CONTROL, Buffer, pack

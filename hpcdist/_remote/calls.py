@@ -16,7 +16,7 @@ from hpcdist._runtime.controls import INTERRUPT
 from hpcdist._runtime.node import node
 from hpcdist._runtime.references import outgoing
 from hpcdist._runtime.turns import MAIN, Call
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec, functions
 from hpcdist._wire.codec import Payload

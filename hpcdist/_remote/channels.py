@@ -14,7 +14,7 @@ from typing import Any
 
 from hpcdist._errors import ChannelClosed
 from hpcdist._runtime.node import node
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
 

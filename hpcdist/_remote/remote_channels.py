@@ -28,7 +28,7 @@ from hpcdist._runtime.controls import (
 )
 from hpcdist._runtime.node import node, pack_head, unpack_head
 from hpcdist._runtime.references import Parcel, Reference, outgoing
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload

@@ -19,7 +19,8 @@ from typing import Any
 from hpcdist._errors import ProcessExitedException
 from hpcdist._runtime.members import Members
 from hpcdist._runtime.turns import Turns
-from hpcdist._transport.progress import Progress, Slot
+from hpcdist._transport.contracts import Slot
+from hpcdist._transport.progress import Progress
 from hpcdist._transport.router import Peer
 from hpcdist._wire import blocks
 from hpcdist._wire.frames import CALL, CONTROL, RESULT, Buffer, pack

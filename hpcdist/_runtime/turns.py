@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hpcdist._transport.progress import Slot
+from hpcdist._transport.contracts import Slot
 
 if TYPE_CHECKING:
     from hpcdist._runtime.node import Node

@@ -12,6 +12,19 @@ class Waitable(Protocol):
     latch: Any
 
 
+class Slot:
+    """Something to wait for. `Progress.complete` ends the wait."""
+
+    __slots__ = ("error", "latch", "ready", "value", "where")
+
+    def __init__(self, where: int = 0) -> None:
+        self.ready = False
+        self.latch: Any = None  # a lock its waiter sleeps on while another thread drives
+        self.where = where  # the process that is to answer
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
 class Plane(Protocol):
     """A way for messages that has to be polled (MPI)."""
 

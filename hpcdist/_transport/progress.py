@@ -46,19 +46,6 @@ _ident = threading.get_ident
 _yield = os.sched_yield
 
 
-class Slot:
-    """Something to wait for. `Progress.complete` ends the wait."""
-
-    __slots__ = ("error", "latch", "ready", "value", "where")
-
-    def __init__(self, where: int = 0) -> None:
-        self.ready = False
-        self.latch: Any = None  # a lock its waiter sleeps on while another thread drives
-        self.where = where  # the process that is to answer
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-
 class Progress:
     """Drives all traffic of this process."""
 
@@ -84,6 +71,7 @@ class Progress:
         self._waits = 0
         self._parked = False
         self._helper_asleep = False
+        self._kick_due = False  # the helper sleeps, and has to be told that it drives no more
         self._tick = threading.Lock()
         self._tick.acquire()
         self._main_inside = False
@@ -312,7 +300,7 @@ class Progress:
     def _take_wheel(self) -> None:
         if self._helper_asleep:
             self._helper_asleep = False
-            self._kick()
+            self._kick_due = True  # not now: it would want the interpreter while we are in a hurry
             if self.plane is not None:
                 self.plane.disarm()
         if self._is_brisk:
@@ -322,6 +310,9 @@ class Progress:
     def _release(self) -> None:
         """Give the wheel up, and see that whoever needs it next knows."""
         self._wheel.release()
+        if self._kick_due:
+            self._kick_due = False
+            self._kick()
         if self.dirty or self._followers:
             self._pass_wheel_on()
 
@@ -364,6 +355,10 @@ class Progress:
         poll_fds, patience = self._epoll.poll, 0 if lasting else self.patience
         turn = looks = 0
         rest = 0.0
+        if self.woke or (plane is not None and plane.woke):
+            self._flush()
+            _yield()  # whoever rings and who is rung are often put on one core
+            patience = 0
         while True:
             if self.dirty:
                 self._flush()
