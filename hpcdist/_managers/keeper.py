@@ -240,11 +240,12 @@ class Keeper:
             self._start_ranks()
 
     def _start_ranks(self) -> None:
-        launch, size = self.launch, self.launch["size"]
+        launch = self.launch
         work = None if launch.get("argv") else self._warm_up()
         if launch["how"] == "pmi":
-            self.pmi = PmiServer(size, f"kvs_{self.me}_{time.time_ns():x}")
-        for rank in range(size):
+            share = launch.get("share") or [f"kvs_{self.me}_{time.time_ns():x}"]
+            self.pmi = PmiServer(launch["size"], *share)
+        for rank in range(launch["size"]) if self.pmi is None else self.pmi.ranks:
             self._fork_rank(rank, work)
 
     def _warm_up(self) -> Callable[[str], None]:

@@ -9,10 +9,11 @@ import socket
 import sys
 import tempfile
 import time
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcdist._managers import reaching, roster, secret, worker
-from hpcdist._managers.base import KeptManager, WorkerConfig
+from hpcdist._managers.base import KeptManager, Settings, WorkerConfig
 from hpcdist._managers.door import Door
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.launching import find_mpi
@@ -28,6 +29,9 @@ from hpcdist._transport.contracts import Slot
 from hpcdist._transport.link import Link
 from hpcdist._wire import greeting
 from hpcdist._wire.frames import CONTROL, pack
+
+if TYPE_CHECKING:
+    from hpcdist._managers.ssh import SSHManager
 
 _GREETING = 60.0  # seconds: nodes under load take their time
 _FINALIZE = 30.0
@@ -60,7 +64,8 @@ class MPIManager(KeptManager):
 
     Args:
         n: How many ranks to start; in an MPI launch the launch decides.
-        hosts: Where to start them (a list of names).
+        hosts: Where to start them (a list of names); others than this one are reached by ssh, see
+            `SSHManager` and its `isolation="world"`.
         comm: In an MPI launch: the communicator whose ranks take part.
     """
 
@@ -70,14 +75,34 @@ class MPIManager(KeptManager):
         self.n = n
         self.hosts = hosts
         self.comm = comm
+        self._by_ssh: SSHManager | None = None
+        if hosts and not all(_is_here(host) for host in hosts):
+            from hpcdist._managers.ssh import SSHManager
+
+            each, more = divmod(n or 0, len(hosts))
+            shares = [each + (k < more) if n else "auto" for k in range(len(hosts))]
+            self._by_ssh = SSHManager([(h, m) for h, m in zip(hosts, shares, strict=True) if m])
+            self.on_network = self.hosts_apart = True
 
     @property
     def inside(self) -> bool:
         """Whether this process was started by an MPI launcher."""
         return self.comm is not None or launched_size() > 1
 
+    def prepare(self, settings: Settings) -> None:
+        """Have the ranks of several hosts be one world."""
+        if self._by_ssh is not None:
+            settings.isolation = "world"
+
+    def sizes(self, settings: Settings) -> Sequence[int | None]:
+        """Return how many ranks there are to be, if that is known."""
+        return [None] if self._by_ssh is None else self._by_ssh.sizes(settings)
+
     def start(self, launch: Launch) -> None:
-        """Start the ranks under a keeper, with the MPI's own launcher."""
+        """Start the ranks under a keeper, with the MPI's own launcher; elsewhere, by ssh."""
+        if self._by_ssh is not None:
+            self._by_ssh.start(launch)
+            return
         (world,) = launch.worlds
         n = self.n if self.n is not None else len(os.sched_getaffinity(0))
         mpi = find_mpi(launch.settings.python)
@@ -91,6 +116,11 @@ class MPIManager(KeptManager):
         where = ["-hosts", ",".join(self.hosts)] if self.hosts else []
         world.ranks_may_leave = False  # hydra ends the world when a rank leaves early
         start_keeper(world, "mpirun", n, mpi, [mpi.mpiexec, *where, "-n", str(n), *rank])
+
+
+def _is_here(host: str) -> bool:
+    name = socket.gethostname()
+    return host in ("localhost", "127.0.0.1", "::1", name, name.partition(".")[0])
 
 
 class _World:

@@ -10,6 +10,8 @@ names are refused with an error: worlds are joined by links, never by MPI.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 Reply = tuple[int, bytes]
 
 # A rank that writes this much without a newline does not speak PMI-1: its bytes are dropped.
@@ -29,14 +31,20 @@ _FIXED = {
 
 
 class PmiServer:
-    """Serve one world of `size` ranks on one host.
+    """Serve one world of `size` ranks, or those of them that are on one of its hosts.
+
+    With several hosts each has a server. What its ranks publish, `news` tells once all of them wait
+    at a barrier; they go on when `meet` has brought what was published on the others.
 
     Args:
         size: How many ranks take part.
         name: The key-value space's name. Unique for each launch: MPICH derives the names of its
             shared segments from it.
+        hosts: How many ranks each host has, in the order of the ranks.
+        host: Which of them this one is.
 
     Attributes:
+        ranks: Those of this host.
         joined: True once the world is known to be up; see `complete`.
         aborts: The exit codes of ranks that called `MPI_Abort`.
 
@@ -45,14 +53,21 @@ class PmiServer:
     [(0, b'cmd=universe_size rc=0 size=1\\n')]
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, hosts: Sequence[int] = (), host: int = 0) -> None:
+        hosts = hosts or [size]
+        first = sum(hosts[:host])
+        self.ranks = range(first, first + hosts[host])
         self.size = size
         self.name = name
         self.joined = False
         self.aborts: dict[int, int] = {}
-        # The mapping says "one node, from node 0 on, holding all N": without it every rank would
+        # The mapping says "from node k on, one node with so many": without it every rank would
         # take itself for alone on its host and MPI would go over the network.
-        self._values = {"PMI_process_mapping": f"(vector,(0,1,{size}))"}
+        blocks = ",".join(f"({node},1,{count})" for node, count in enumerate(hosts))
+        self._values = {"PMI_process_mapping": f"(vector,{blocks})"}
+        self._alone = len(hosts) == 1
+        self._fresh: dict[str, str] = {}  # published, and not told to the other hosts
+        self._told = False  # all of this host wait, and the others know
         self._partial = [b""] * size
         self._spawning = [False] * size
         self._waiting: set[int] = set()
@@ -106,6 +121,7 @@ class PmiServer:
             return f"cmd=universe_size rc=0 size={self.size}"
         if command == "put":
             self._values[words.get("key", "")] = words.get("value", "")
+            self._fresh[words.get("key", "")] = words.get("value", "")
             return "cmd=put_result rc=0 msg=success"
         if command == "get":
             value = self._values.get(words.get("key", ""))
@@ -131,11 +147,30 @@ class PmiServer:
         they stay, and the keeper ends them. Once the world is up a barrier only counts heads
         (Finalize), and the dead must not hold up the living.
         """
+        return self._release() if self._alone and self._are_all_here() else []
+
+    def _are_all_here(self) -> bool:
         present = self._waiting | (self._gone if self.joined else set())
-        if not self._waiting or len(present) < self.size:
-            return []
+        return bool(self._waiting) and len(present) == len(self.ranks)
+
+    def _release(self) -> list[Reply]:
         released, self._waiting = sorted(self._waiting), set()
         return [(rank, b"cmd=barrier_out rc=0\n") for rank in released]
+
+    # Several hosts
+
+    def news(self) -> dict[str, str] | None:
+        """Tell, once at each barrier, what was published here; None: not all have come to it."""
+        if self._alone or self._told or not self._are_all_here():
+            return None
+        news, self._fresh, self._told = self._fresh, {}, True
+        return news
+
+    def meet(self, values: Mapping[str, str]) -> list[Reply]:
+        """Take in what was published on all hosts; return what this releases."""
+        self._values.update(values)
+        self._told = False
+        return self._release()
 
     @property
     def segments(self) -> str:

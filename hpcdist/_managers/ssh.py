@@ -1,6 +1,7 @@
 """Workers on other hosts, by ssh: `addprocs([("ada@node1", 3), "node2:2222", ("node3", "auto")])`.
 
 Each host is a world of its own: one ssh, a keeper at its other end, and ranks that dial process 1.
+With `isolation="world"` all hosts are one world, see `ssh_world`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shlex
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcdist._errors import LaunchError
@@ -67,10 +68,22 @@ class SSHManager(KeptManager):
         limit = settings.extra.get("max_parallel", _MAX_PARALLEL)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"max_parallel is an int of 1 or more, not {limit!r}")
+        if settings.extra.get("tunnel") and self._is_one_world(settings):
+            raise ValueError(
+                "isolation='world' over several hosts and tunnel=True exclude each other: MPI goes "
+                "from host to host, not over ssh"
+            )
+
+    def _is_one_world(self, settings: Settings) -> bool:
+        return settings.isolation == "world" and len(self.machines) > 1
 
     def sizes(self, settings: Settings) -> Sequence[int | None]:
-        """Return how many workers each host is to have."""
-        return [machine.count for machine in self.machines]
+        """Return how many workers each world is to have."""
+        counts = [machine.count for machine in self.machines]
+        if not self._is_one_world(settings):
+            return counts
+        known = [count for count in counts if count is not None]
+        return [sum(known) if len(known) == len(counts) else None]
 
     def interface(self, settings: Settings) -> str | None:
         """Return by which interface of this host others are to reach it; None: by any."""
@@ -79,88 +92,125 @@ class SSHManager(KeptManager):
 
     def start(self, launch: Launch) -> None:
         """Connect to all hosts, in the background, so many at a time."""
-        waiting = deque(
-            _Host(world, machine)
-            for world, machine in zip(launch.worlds, self.machines, strict=True)
-        )
-
-        def connect_some() -> None:
-            while waiting:
-                try:
-                    host = waiting.popleft()
-                except IndexError:  # another thread was quicker
-                    return
-                host.bring_up()
-
         limit = launch.settings.extra.get("max_parallel", _MAX_PARALLEL)
-        for _ in range(min(limit, len(waiting))):
-            node.turns.background(connect_some)
+        if self._is_one_world(launch.settings):
+            from hpcdist._managers.ssh_world import OneWorld
+
+            (world,) = launch.worlds
+            OneWorld(world, [Host(world, machine) for machine in self.machines], limit).begin()
+            return
+        hosts = [
+            Host(world, machine)
+            for world, machine in zip(launch.worlds, self.machines, strict=True)
+        ]
+        for host in hosts:
+            host.world.label = str(host.machine)
+            host.world.phase = "waiting for its turn to connect"
+        side_by_side([host.bring_up for host in hosts], limit)
 
 
-class _Host:
+def side_by_side(tasks: Sequence[Callable[[], None]], limit: int) -> None:
+    """Do all of something in the background, so many at a time."""
+    waiting = deque(tasks)
+
+    def do_some() -> None:
+        while waiting:
+            try:
+                task = waiting.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            task()
+
+    for _ in range(min(limit, len(waiting))):
+        node.turns.background(do_some)
+
+
+class Host:
     """One host of a launch, until its world is on its way."""
 
     def __init__(self, world: World, machine: Machine) -> None:
-        self._world = world
-        self._machine = machine
+        self.world = world
+        self.machine = machine
         self._settings = world.settings
         self._options = _options(world.settings)
-        world.label = str(machine)
-        world.phase = "waiting for its turn to connect"
 
     def bring_up(self) -> None:
         """Connect, and have the keeper over there start the ranks. Never raises."""
-        world = self._world
+        world = self.world
         try:
             if not world.closed:
-                self._connect()
+                self._start_own_world()
         except Exception as exc:  # the edge of a thread: whoever waits has to hear of it
             world.launch.fail(exc, world=world)
 
-    def _connect(self) -> None:
-        world, settings = self._world, self._settings
-        world.phase = "connecting by ssh"
-        remote = keeper_command(settings.python, settings.exeflags, checkout())
-        argv = command(self._machine, self._options, remote, self._door())
-        world.command = shlex.join(argv[:-1])
-        try:
-            connection = SSHConnection(self._machine, self._options, argv)
-        except OSError as exc:
-            fix = "install an ssh client here, or name one by ssh="
-            raise self._error(f"{argv[0]} cannot be run: {exc.strerror}", fix) from exc
+    def _start_own_world(self) -> None:
+        world = self.world
+        connection = self.connect()
         world.set_clock()
         on_its_way = False
         try:
             if world.take(connection):
-                self._launch(connection, connection.meet())
+                self._launch(connection, self.meet(connection))
                 on_its_way = True
         finally:
             if not on_its_way:
                 world.keeper = None
-                connection.kill()
-                connection.wait()
-                connection.close()
+                drop(connection)
+
+    def connect(self) -> SSHConnection:
+        """Start an ssh to this host."""
+        world, settings = self.world, self._settings
+        world.phase = "connecting by ssh"
+        remote = keeper_command(settings.python, settings.exeflags, checkout())
+        argv = command(self.machine, self._options, remote, self._door())
+        world.command = shlex.join(argv[:-1])
+        try:
+            return SSHConnection(self.machine, self._options, argv)
+        except OSError as exc:
+            fix = "install an ssh client here, or name one by ssh="
+            raise self.error(f"{argv[0]} cannot be run: {exc.strerror}", fix) from exc
+
+    def meet(self, connection: SSHConnection) -> dict[str, Any]:
+        """Wait for the keeper over there, and return what it says of the host.
+
+        Raises:
+            LaunchError: There will be none, or its interpreter is not like ours.
+        """
+        hello = connection.meet()
+        self._check(hello)
+        return hello
 
     def _door(self) -> Address | None:
         """Return where a port over there is to lead; None if there is to be none."""
         if not self._options.tunnel:
             return None
-        first: Address = self._world.join["addresses"][0]
+        first: Address = self.world.join["addresses"][0]
         return first
 
     def _launch(self, connection: SSHConnection, hello: dict[str, Any]) -> None:
-        world, settings = self._world, self._settings
-        self._check(hello)
-        size = self._machine.count or int(hello["cores"])
+        world = self.world
+        size = self.count(hello)
         if world.expected is None:
             world.expected, world.first = size, roster.reserve(size)
         how, mpi = self._how(hello)
-        folder = hello["folder"]
-        told: dict[str, Any] = {"how": how, "size": size, "mpi": how != "plain", "dir": folder}
-        told |= {"path": _own_path(world.join["path"]), "interface": self._machine.bind}
+        told: dict[str, Any] = {"how": how, "size": size, "mpi": how != "plain"}
         if connection.port is not None:
             told["addresses"] = [("127.0.0.1", connection.port)]
-        world.save_join(**told)
+        world.save_join(**told, dir=hello["folder"])
+        op = self.op(hello, how, size, mpi)
+        connection.follow()
+        world.watch(connection)
+        with contextlib.suppress(OSError):  # its end tells
+            connection.send(op)
+
+    def count(self, hello: dict[str, Any]) -> int:
+        """Return how many workers this host is to have."""
+        return self.machine.count or int(hello["cores"])
+
+    def op(self, hello: dict[str, Any], how: Any, size: int, mpi: Mpi | None) -> dict[str, Any]:
+        """Write what its keeper is to do; the world's join file is as for its other hosts."""
+        world, settings = self.world, self._settings
+        folder, path = hello["folder"], _own_path(world.join["path"])
         ours = [hello["executable"], *settings.exeflags, "-m", "hpcdist", "worker", "--join"]
         op = launch_op(
             how,
@@ -170,15 +220,12 @@ class _Host:
             mpi=mpi,
             command=[*ours, f"{folder}/join"] if how == "mpirun" else (),
             env=world.env,
-            path=world.join["path"],
+            path=path,
             cwd=settings.dir,
         )
+        told = {"path": path, "interface": self.machine.bind}
         # The driver's own folder is a default, which another host need not have.
-        op |= {"told": world.join, "home_will_do": settings.dir == os.getcwd()}
-        connection.follow()
-        world.watch(connection)
-        with contextlib.suppress(OSError):  # its end tells
-            connection.send(op)
+        return op | {"told": world.join | told, "home_will_do": settings.dir == os.getcwd()}
 
     def _check(self, hello: dict[str, Any]) -> None:
         """Refuse an interpreter whose functions, or whose hpcdist, are not ours."""
@@ -188,7 +235,7 @@ class _Host:
             ("hpcdist", hello["hpcdist"], ours["hpcdist"]),
         ):
             if theirs != mine:
-                raise self._error(
+                raise self.error(
                     f"{hello['executable']} has {what} {theirs}, this process has {mine}",
                     "choose its interpreter with python=",
                 )
@@ -197,16 +244,23 @@ class _Host:
         if self._settings.isolation == "process":
             return "plain", None
         if "mpi" not in hello:
-            raise self._error(hello["no_mpi"], "isolation='process' needs no MPI")
+            raise self.error(hello["no_mpi"], "isolation='process' needs no MPI")
         family, version, mpiexec = hello["mpi"]
         mpi = Mpi(family, tuple(version), mpiexec)
         return mpi.how or ("mpirun" if self._settings.isolation == "world" else "plain"), mpi
 
-    def _error(self, text: str, fix: str) -> LaunchError:
-        world = self._world
+    def error(self, text: str, fix: str) -> LaunchError:
+        world = self.world
         return LaunchError(
-            f"{world.label}: {text}", phase=world.phase, command=world.command, fix=fix
+            f"{self.machine}: {text}", phase=world.phase, command=world.command, fix=fix
         )
+
+
+def drop(connection: SSHConnection) -> None:
+    """End a connection that nobody needs."""
+    connection.kill()
+    connection.wait()
+    connection.close()
 
 
 def _options(settings: Settings) -> Options:

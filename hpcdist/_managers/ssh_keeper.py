@@ -72,7 +72,15 @@ class SSHKeeper(Keeper):
     def _obey(self, op: Op) -> None:
         if op["op"] == "launch" and not self.launch:
             self._settle(op)
+        if op["op"] == "pmi" and self.pmi is not None:
+            self._answer_pmi(self.pmi.meet(op["values"]))
         super()._obey(op)
+
+    def _answer_pmi(self, replies: list[tuple[int, bytes]]) -> None:
+        super()._answer_pmi(replies)
+        news = self.pmi.news() if self.pmi is not None else None
+        if news is not None:
+            self.send(ev="pmi", values=news)
 
     def _settle(self, op: Op) -> None:
         """Find the folder to work in, and write the join file, which only this host has."""

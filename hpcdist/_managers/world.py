@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpcdist import _log
@@ -265,7 +266,7 @@ class World:
             json.dump(self.join, file)
         os.replace(draft, self.join_file)
 
-    def take(self, keeper: Keeper) -> bool:
+    def take(self, keeper: Keeper | RemoteKeeper) -> bool:
         """Take charge of a keeper that is being started; False if the world has ended."""
         with roster.lock:
             if not self.closed:
@@ -302,6 +303,8 @@ class World:
             self._on_output(rank, event["fd"], event["text"])
         elif kind == "exit":
             self._on_exit(rank, event["status"])
+        elif kind == "lost":
+            self._on_lost(event["ranks"], event["why"])
         elif kind == "launcher_exit":
             if not self.complete():
                 self._fail(f"the launcher ended ({tell(event['status'])})")
@@ -328,6 +331,15 @@ class World:
             return
         killed = status is not None and status < 0
         roster.fade(pid, f"killed by {tell(status)}" if killed else tell(status))
+
+    def _on_lost(self, ranks: Sequence[int], why: str) -> None:
+        """One of several hosts is out of reach."""
+        if not self.complete():
+            self._fail(why)
+        for rank in ranks:
+            self._living.discard(rank)
+            if rank in self.by_rank:
+                roster.fade(self.by_rank[rank], why)
 
     def _keeper_gone(self) -> None:
         keeper, self.keeper = self.keeper, None

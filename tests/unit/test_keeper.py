@@ -492,3 +492,25 @@ def test_pmi_barrier_does_without_the_dead_only_once_the_world_is_up() -> None:
     assert server.leave(1) == []
     assert server.feed(0, b"cmd=barrier_in\n") == []
     assert server.complete() == [(0, b"cmd=barrier_out rc=0\n")]
+
+
+def test_pmi_of_two_hosts_meets_at_its_barriers() -> None:
+    hosts = [PmiServer(3, "kvs", [2, 1], number) for number in (0, 1)]
+    assert [list(server.ranks) for server in hosts] == [[0, 1], [2]]
+    asked = b"cmd=get kvsname=kvs key=PMI_process_mapping\n"
+    for server in hosts:
+        rank = server.ranks[0]
+        assert server.feed(rank, asked)[0][1].endswith(b" value=(vector,(0,1,2),(1,1,1))\n")
+        assert server.feed(rank, b"cmd=put kvsname=kvs key=k%d value=v\n" % rank)
+        assert server.news() is None
+        assert server.feed(rank, b"cmd=barrier_in\n") == []
+    assert hosts[0].news() is None, "its second rank is missing"
+    assert hosts[1].news() == {"k2": "v"}
+    assert hosts[1].news() is None, "told once"
+    assert hosts[0].feed(1, b"cmd=barrier_in\n") == []
+    assert hosts[0].news() == {"k0": "v"}
+    released = [server.meet({"k0": "v", "k2": "v"}) for server in hosts]
+    assert [[rank for rank, _ in each] for each in released] == [[0, 1], [2]]
+    assert hosts[0].feed(1, b"cmd=get kvsname=kvs key=k2\n")[0][1].endswith(b" value=v\n")
+    assert hosts[1].feed(2, b"cmd=barrier_in\n") == []
+    assert hosts[1].news() == {}, "the next barrier is one of its own"
