@@ -22,6 +22,7 @@ from hpcdist._wire.frames import (
     BODY_MAX,
     CANCELLED,
     FAILED,
+    HEAD,
     KEPT,
     OK,
     OURS,
@@ -31,6 +32,8 @@ from hpcdist._wire.frames import (
     pack,
 )
 
+_head = HEAD.pack
+_PLAIN_MOST = 1024
 ONCE = "Future can be set only once"
 _lock = threading.Lock()  # guards the setting of cells
 
@@ -95,14 +98,28 @@ def cell_of(ref: tuple[int, int]) -> Cell:
 
 def settle(pid: int, ident: int, outcome: int, body: Any) -> Cell:
     """Set the cell of a call that `pid` made and that ended here; `pid` holds it."""
-    cell = cell_of((pid, ident))
-    references.count((pid, ident), pid, 1)
+    ref = (pid, ident)
+    if ref not in references.owned:  # as a rule nobody has asked for it yet
+        cell = Cell()
+        cell.set(outcome, body)
+        with references._lock:
+            if ref not in references.owned:
+                entry = references.owned[ref] = references.Entry(cell)
+                entry.counts[pid] = 1
+                return cell
+    cell = cell_of(ref)
+    references.count(ref, pid, 1)
     cell.set(outcome, body)
     return cell
 
 
 def send_outcome(peer: Peer, ident: int, outcome: int, payload: Payload, whole: bool) -> None:
     """Answer with an outcome, and with the value unless it is large and was not asked for."""
+    small = payload.body
+    is_plain = len(small) <= _PLAIN_MOST and not payload.buffers and not payload.refs
+    if is_plain and peer.pid != node.me:
+        peer.post(_head(RESULT, outcome, 0, len(small), ident, 0) + small)
+        return
     if not whole and outcome == OK and payload.nbytes > BODY_MAX:
         node.reply(peer, ident, KEPT)
         return

@@ -24,6 +24,7 @@ from hpcdist._wire.frames import Buffer
 APART_MIN = 32 * 1024  # a smaller buffer is copied into the pickle: cheaper than a message
 _APART_MOST = 1000  # their sizes stand in the header
 _ATOMS = {int, float, complex, bool, str, bytes, type(None)}  # nothing inside to look after
+_only_atoms = _ATOMS.issuperset
 _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError, NotImplementedError)
 
 # References met while pickling, as (thread, reference): whoever sends the bytes counts them.
@@ -102,7 +103,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def dumps(value: Any) -> Payload:
     """Pickle a value completely; nothing has been sent if this raises."""
-    if type(value) in _ATOMS:
+    if type(value) in _ATOMS or (type(value) is tuple and _only_atoms(map(type, value))):
         return Payload(pickle.dumps(value, 5))
     buffers: list[Buffer] = []
 
