@@ -89,7 +89,8 @@ def _options() -> argparse.Namespace:
 
 def _run(scenario: Scenario, scale: float) -> dict[str, list[float]]:
     argv = [sys.executable, "-m", "benchmarks.driver", scenario.name, str(scale)]
-    environment = dict(os.environ)
+    one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = {**os.environ, **dict.fromkeys(one_thread, "1")}  # as the workers have it
     if scenario.ranks is not None:
         argv = [*mpiexec(scenario.ranks), *argv]
         environment.update(mpi_environment())
