@@ -161,7 +161,7 @@ class Host:
         """Start an ssh to this host."""
         world, settings = self.world, self._settings
         world.phase = "connecting by ssh"
-        remote = keeper_command(settings.python, settings.exeflags, checkout())
+        remote = keeper_command(settings.python, settings.exeflags, checkout(), settings.allocator)
         argv = command(self.machine, self._options, remote, self._door())
         world.command = shlex.join(argv[:-1])
         try:

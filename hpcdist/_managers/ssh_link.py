@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +105,19 @@ def command(machine: Machine, options: Options, remote: str, door: Address | Non
     return [*argv, "--", machine.target, remote]
 
 
-def keeper_command(python: str, flags: Sequence[str], package: str | None) -> str:
+def keeper_command(
+    python: str, flags: Sequence[str], package: str | None, env: Mapping[str, str]
+) -> str:
     """Write what the shell over there is to run.
 
     Args:
         package: A checkout of hpcdist, for a host that has none installed and sees the same.
+        env: Variables it starts with; nothing secret, for all over there can see them.
     """
-    return "exec " + shlex.join([python, *flags, "-c", _BOOT, *filter(None, [package])])
+    variables = [f"{name}={value}" for name, value in env.items()]
+    return "exec env " + shlex.join(
+        [*variables, python, *flags, "-c", _BOOT, *filter(None, [package])]
+    )
 
 
 class SSHConnection(Keeper):

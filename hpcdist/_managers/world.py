@@ -233,11 +233,7 @@ class World:
 
     def _write_join(self) -> None:
         settings = self.settings
-        threads = {}
-        if not settings.enable_threaded_blas:
-            names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-            threads = dict.fromkeys(names, "1")
-        self.env = {**threads, **settings.env}
+        self.env = settings.variables
         assert self._door is not None
         self.join: dict[str, Any] = {
             **self._door.told,

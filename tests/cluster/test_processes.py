@@ -1,6 +1,7 @@
 """Who is there: adding and removing workers, their settings, interrupts, the table of them."""
 
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -189,6 +190,27 @@ def test_settings_of_a_worker(fresh: Callable[..., list[int]], tmp_path: Path) -
     assert found["threads"] == "3"
     assert found["xoptions"].get("hd_flag") is True
     assert remotecall_fetch(myid, pid) == pid
+
+
+def faults_of_temporaries() -> int:
+    import numpy
+
+    def work() -> None:
+        for _ in range(50):
+            (numpy.arange(100_000.0) * 2 + 1).sum()
+
+    work()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_memory_of_temporary_arrays_is_kept(fresh: Callable[..., list[int]]) -> None:
+    (kept,) = fresh(1)
+    small = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    (given_back,) = fresh(1, env=small)
+    assert remotecall_fetch(faults_of_temporaries, kept) < 1000
+    assert remotecall_fetch(faults_of_temporaries, given_back) > 5000, "the user's own setting"
 
 
 def test_threaded_blas(fresh: Callable[..., list[int]]) -> None:

@@ -129,7 +129,7 @@ def test_any_shell_passes_the_command_on(shell: str, tmp_path: Path) -> None:
     program = tmp_path / "it's python"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     program.chmod(0o755)
-    remote = keeper_command(str(program), ["-X", "dev"], "/nonexistent")
+    remote = keeper_command(str(program), ["-X", "dev"], "/nonexistent", {"A": "1 2"})
     assert "\n" not in remote
     try:
         done = subprocess.run([shell, "-c", remote], capture_output=True, text=True, timeout=60)

@@ -31,7 +31,6 @@ from hpcdist._managers.batch.options import Asked
 from hpcdist._managers.batch.render import render
 from hpcdist._managers.batch.verdict import JobState, Verdict
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _PLACEHOLDER = "hpcdist-run"  # the run's name in a script that is only shown
 
 
@@ -333,7 +332,7 @@ class BatchManager(JobManager):
         # -P: the current directory is the user's, and may hold a `socket.py`.
         keeper = (*python, "-P", "-m", "hpcdist", "keeper", "--join", join, "--")
         worker = (*launcher.argv, *python, "-m", "hpcdist", "worker", "--join", join)
-        env = {**launcher.env, **variables(settings)}
+        env = {**launcher.env, **settings.variables}
         argv = (*keeper, *worker)
         size, tasks = group.size, group.tasks
         spec = self._spec(settings, asked, name, folder, size, tasks, argv, env.items())
@@ -486,12 +485,6 @@ class BatchManager(JobManager):
         if living:
             self.cancel(living)
         return known
-
-
-def variables(settings: Settings) -> dict[str, str]:
-    """Return the environment that workers are asked to have."""
-    threads = {} if settings.enable_threaded_blas else dict.fromkeys(_THREADS, "1")
-    return threads | settings.env
 
 
 def _interpreter(settings: Settings) -> tuple[str, ...]:
