@@ -21,8 +21,10 @@ from hpcdist._managers.keepers import RemoteKeeper
 from hpcdist._managers.ssh import Host, drop, side_by_side
 from hpcdist._managers.ssh_link import SSHConnection
 from hpcdist._managers.world import World
+from hpcdist._runtime.node import node
 
 _MPICH = ("mpich", "intel")
+_LEAVING = 10.0  # seconds for an ssh that is of no more use
 
 
 class OneWorld:
@@ -226,14 +228,19 @@ class HostKeepers(RemoteKeeper):
         self.send({"op": "pmi", "values": values})
 
     def _lose(self, fd: int, share: _Share, events: list[dict[str, Any]]) -> None:
+        self._let_go(fd, share)
+        node.turns.background(share.reap)
+        if share.living or not share.has_ended:
+            ranks, why = sorted(share.living), share.connection.gone
+            events.append({"ev": "lost", "ranks": ranks, "why": why})
+        if self._shares and self._at_barrier:
+            self._meet()
+
+    def _let_go(self, fd: int, share: _Share) -> None:
         del self._shares[fd]
         self._at_barrier.pop(fd, None)
         self._epoll.unregister(fd)
         share.connection.close()
-        if not share.has_ended:
-            events.append(
-                {"ev": "lost", "ranks": sorted(share.living), "why": share.connection.gone}
-            )
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for all of ssh to leave."""
@@ -242,7 +249,7 @@ class HostKeepers(RemoteKeeper):
     def close(self) -> None:
         """Drop all connections. A world that is still up ends."""
         for fd, share in list(self._shares.items()):
-            self._lose(fd, share, [])
+            self._let_go(fd, share)
         self._epoll.close()
 
 
@@ -254,3 +261,7 @@ class _Share:
         self.ranks = ranks
         self.living = set(ranks)
         self.has_ended = False
+
+    def reap(self) -> None:
+        """Wait for its ssh, so that it leaves nothing behind."""
+        self.connection.wait(_LEAVING)

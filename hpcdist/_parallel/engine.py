@@ -222,7 +222,8 @@ class Engine:
         """Give up what is in flight, and let the workers drop the function."""
         _engines.discard(self)
         if self._auto and self._seconds is not None:
-            habits.learn(self.work.f, self._seconds)
+            large = any(lane.nbytes for lane in self._all_lanes())
+            habits.learn(self.work.f, None if large else self._seconds)
         for lane in self._all_lanes():
             idents = [b.ident for b in reversed(lane.batches)]
             for ident in (*idents, *lane.questions):

@@ -1,10 +1,12 @@
 """What an item of a function took in earlier maps, so that the next map need not feel its way.
 
-Only for items that are small beyond doubt: a batch of many is pickled before its size is known.
+Only for items that are small beyond doubt, and for functions whose results were small: a batch of
+many is pickled before its size is known.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from types import CodeType
 from typing import Any
@@ -13,6 +15,7 @@ _KEPT_MOST = 256
 _SMALL = 64  # bytes
 _NUMBERS = {int, float, complex, bool, type(None)}
 
+_lock = threading.Lock()  # guards what is kept
 _seconds: dict[CodeType, float] = {}
 
 
@@ -22,15 +25,17 @@ def learned(f: Any) -> float | None:
     return _seconds.get(code) if type(code) is CodeType else None
 
 
-def learn(f: Any, seconds: float) -> None:
-    """Keep what an item of a function took."""
+def learn(f: Any, seconds: float | None) -> None:
+    """Keep what an item of a function took; None: forget it."""
     code = getattr(f, "__code__", None)
     if type(code) is not CodeType:
         return
-    _seconds.pop(code, None)
-    if len(_seconds) >= _KEPT_MOST:
-        del _seconds[next(iter(_seconds))]
-    _seconds[code] = seconds
+    with _lock:
+        _seconds.pop(code, None)
+        if len(_seconds) >= _KEPT_MOST:
+            del _seconds[next(iter(_seconds))]
+        if seconds is not None:
+            _seconds[code] = seconds
 
 
 def are_small(columns: Sequence[Any]) -> bool:

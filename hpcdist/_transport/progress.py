@@ -214,7 +214,7 @@ class Progress:
         """See to it that what was posted leaves within a tick."""
         if self._driver == _ident():
             return  # a handler of the driver, which flushes next
-        if self._parked or self._helper_asleep:
+        if self._asleep or self._parked or self._helper_asleep:
             self._rouse()
 
     def wake(self) -> None:
@@ -385,15 +385,16 @@ class Progress:
             turn += 1
             if turn <= patience:
                 continue
-            if not (lasting or (plane is not None and plane.busy())):
-                _yield()  # what is under way needs polling
-            if turn & 7 == 0 or lasting:
+            busy = plane is not None and plane.busy()  # with what needs polling
+            if not (lasting or busy):
+                _yield()
+            if turn & 7 == 0 or (lasting and not busy):
                 now = _now()
                 if deadline is not None and now >= deadline:
                     raise TimeoutError
                 if self._timers:
                     self._run_timers(now)
-                if rest == 0.0 and not lasting:
+                if rest == 0.0 and (busy or not lasting):
                     rest = now + self.spin
                     if self.woke or (plane is not None and plane.woke):
                         # Whoever was asleep takes a while: falling asleep too would double it.

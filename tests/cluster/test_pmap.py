@@ -33,6 +33,7 @@ from hpcdist import (
     remotecall_fetch,
     workers,
 )
+from hpcdist._parallel.engine import Engine
 from tests.helpers import eventually, kill9
 
 MAPS = [pmap, lambda *a, **k: list(imap(*a, **k)), lambda *a, **k: sorted(imap_unordered(*a, **k))]
@@ -87,6 +88,22 @@ def test_arrays(pids: list[int]) -> None:
 
 def test_all_workers_take_part(pids: list[int]) -> None:
     assert set(pmap(lambda _: (time.sleep(0.02), myid())[1], range(30))) == set(pids)
+
+
+def test_quick_items_with_large_results_are_never_sent_by_the_hundred(
+    pids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    send = Engine._send
+
+    def noted(self: Engine, lane: Any, part: Any) -> bool:
+        sizes.append(part.size)
+        return send(self, lane, part)
+
+    monkeypatch.setattr(Engine, "_send", noted)
+    for _ in range(2):  # the second time it would be known how quick it is
+        pmap(lambda i: bytes(100_000), range(400))
+    assert max(sizes) <= 64, sizes
 
 
 def test_a_function_that_has_become_slow_is_shared_out_anew(pids: list[int]) -> None:

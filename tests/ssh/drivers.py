@@ -12,4 +12,11 @@ def until(look, timeout=30):
         assert time.monotonic() < end, ("did not come true", found)
         time.sleep(0.02)
     return found
+
+def death_of(later):
+    try:
+        later.fetch(timeout=60)
+    except h.ProcessExitedException as exc:
+        return exc
+    raise AssertionError("it lives")
 """

@@ -13,6 +13,8 @@ def test_what_was_learned_is_known_for_the_same_code():
     habits.learn(make(), 0.25)
     assert habits.learned(make()) == 0.25
     assert habits.learned(lambda x: x + 1) is None
+    habits.learn(make(), None)
+    assert habits.learned(make()) is None
 
 
 def test_a_callable_without_code_is_not_kept():
