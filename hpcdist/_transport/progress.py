@@ -68,6 +68,7 @@ class Progress:
         self._serial = itertools.count()
         self._asleep = False  # the driver is in epoll
         self._driver = 0  # the thread that drives for a wait
+        self._seldom = 15  # looks at MPI for one at the links; few while those bring something
         self._waits = 0
         self._parked = False
         self._helper_asleep = False
@@ -364,13 +365,16 @@ class Progress:
                 self._flush()
             if plane is not None:
                 active = plane.poll()
+                if active:
+                    self._seldom = 15
                 if slot.ready:
                     return
             else:
                 active = False
-            if plane is None or looks & 15 == 0:
+            if plane is None or looks & self._seldom == 0:
                 for fd, events in poll_fds(0):
                     active = True
+                    self._seldom = 1
                     self._handle(fd, events)
                 if slot.ready:
                     return
