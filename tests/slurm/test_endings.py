@@ -113,7 +113,7 @@ def die(how):
 def fragile(i, host):
     if os.uname().nodename == host:
         try:
-            os.close(os.open("died", os.O_CREAT | os.O_EXCL))  # one of them, though all begin at once
+            os.close(os.open("died", os.O_CREAT | os.O_EXCL))  # by one of them alone
         except FileExistsError:
             pass
         else:
