@@ -215,7 +215,8 @@ remotecall_fetch(os.kill, 3, remotecall_fetch(os.getpid, 3), signal.SIGKILL)
 """
     done = run(script, enter="hpcdist.init()", work="", end=end)
     assert done.rc != 0
-    assert done.err != ""
+    # Hydra speaks on stdout, and may kill the driver before that has spoken.
+    assert "ProcessExited" in done.err or "BAD TERMINATION" in done.out or "mpirun" in done.err
 
 
 @pytest.mark.parametrize(
