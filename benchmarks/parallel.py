@@ -175,8 +175,10 @@ def in_halves(work: Callable[[Any], object], items: Any) -> None:
     middle = len(items) // 2
     child = os.fork()
     if not child:
-        work(items[:middle])
-        os._exit(0)
+        try:
+            work(items[:middle])
+        finally:
+            os._exit(0)
     work(items[middle:])
     os.waitpid(child, 0)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
-import socket
 from dataclasses import replace
 
 from hpcdist._managers.ssh_machines import Machine, parse, read
 
 _COUNT = re.compile(r"(?:(?P<count>\d+|auto)\s*\*\s*)?(?P<rest>[^*]*)")
 _FORM = "[count*][user@]host[:port] [bind_addr]"
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class MachineFileError(ValueError):
@@ -33,8 +30,8 @@ def read_file(path: str) -> tuple[int, list[Machine]]:
         raise MachineFileError(f"{path}: {reason}") from exc
     try:
         found = [_read_line(line) for line in lines if line]
-        here = sum(_cores(m) for m in found if _is_here(m))
-        return here, read(m for m in found if m.count != 0 and not _is_here(m))
+        here = sum(_cores(m) for m in found if m.is_here)
+        return here, read(m for m in found if m.count != 0 and not m.is_here)
     except ValueError as exc:
         raise MachineFileError(f"{path}: {exc}") from None
 
@@ -57,13 +54,3 @@ def _read_line(line: str) -> Machine:
 
 def _cores(machine: Machine) -> int:
     return len(os.sched_getaffinity(0)) if machine.count is None else machine.count
-
-
-def _is_here(machine: Machine) -> bool:
-    """Whether it is this machine. One with a port of ssh's own leads, as a rule, elsewhere."""
-    if machine.port is not None or machine.bind is not None:
-        return False
-    if machine.user is not None and machine.user != getpass.getuser():
-        return False
-    name = socket.gethostname()
-    return machine.host in _LOOPBACK or machine.host in (name, name.partition(".")[0])

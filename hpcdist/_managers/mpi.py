@@ -76,13 +76,20 @@ class MPIManager(KeptManager):
         self.hosts = hosts
         self.comm = comm
         self._by_ssh: SSHManager | None = None
-        if hosts and not all(_is_here(host) for host in hosts):
-            from hpcdist._managers.ssh import SSHManager
+        if hosts:
+            self._go_by_ssh(hosts)
 
-            each, more = divmod(n or 0, len(hosts))
-            shares = [each + (k < more) if n else "auto" for k in range(len(hosts))]
-            self._by_ssh = SSHManager([(h, m) for h, m in zip(hosts, shares, strict=True) if m])
-            self.on_network = self.hosts_apart = True
+    def _go_by_ssh(self, hosts: list[str]) -> None:
+        """Have hosts other than this one reached by ssh."""
+        from hpcdist._managers import ssh_machines
+        from hpcdist._managers.ssh import SSHManager
+
+        if all(machine.is_here for machine in ssh_machines.read(hosts)):
+            return
+        each, more = divmod(self.n or 0, len(hosts))
+        shares = [each + (k < more) if self.n else "auto" for k in range(len(hosts))]
+        self._by_ssh = SSHManager([(h, m) for h, m in zip(hosts, shares, strict=True) if m])
+        self.on_network = self.hosts_apart = True
 
     @property
     def inside(self) -> bool:
@@ -116,11 +123,6 @@ class MPIManager(KeptManager):
         where = ["-hosts", ",".join(self.hosts)] if self.hosts else []
         world.ranks_may_leave = False  # hydra ends the world when a rank leaves early
         start_keeper(world, "mpirun", n, mpi, [mpi.mpiexec, *where, "-n", str(n), *rank])
-
-
-def _is_here(host: str) -> bool:
-    name = socket.gethostname()
-    return host in ("localhost", "127.0.0.1", "::1", name, name.partition(".")[0])
 
 
 class _World:

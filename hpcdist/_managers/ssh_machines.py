@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +14,7 @@ _SPEC = re.compile(
     r"(?:(?P<user>[^@\s-][^@\s]*)@)?(?P<host>\[[\w:.%]+\]|[^@:\s\[\]*-][^@:\s\[\]*]*)"
     r"(?::(?P<port>\d+))?(?:\s+(?P<bind>\S+))?"
 )
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FORM = "[user@]host[:port] [bind_addr]"
 
 
@@ -34,6 +37,16 @@ class Machine:
     def target(self) -> str:
         """What `ssh` calls it."""
         return self.host if self.user is None else f"{self.user}@{self.host}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine. One with a port of ssh's own leads, as a rule, elsewhere."""
+        if self.port is not None or self.bind is not None:
+            return False
+        if self.user is not None and self.user != getpass.getuser():
+            return False
+        name = socket.gethostname()
+        return self.host in _LOOPBACK or self.host in (name, name.partition(".")[0])
 
     def __str__(self) -> str:
         return self.target if self.port is None else f"{self.target} port {self.port}"

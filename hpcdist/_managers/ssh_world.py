@@ -112,7 +112,7 @@ class OneWorld:
         first: Any = None
         for host, hello in zip(self._hosts, hellos, strict=True):
             if "mpi" not in hello:
-                raise host.error(hello["no_mpi"], "isolation='auto' makes a world of each host")
+                raise host.error(hello["no_mpi"], "isolation='process' needs no MPI")
             family, version, _ = hello["mpi"]
             if family not in _MPICH:
                 raise LaunchError(

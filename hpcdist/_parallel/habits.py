@@ -1,7 +1,7 @@
 """What an item of a function took in earlier maps, so that the next map need not feel its way.
 
-Only for items that are small beyond doubt, and for functions whose results were small: a batch of
-many is pickled before its size is known.
+Only for items that are small beyond doubt, and for functions that capture nothing and whose results
+were small: a batch of many is pickled before its size is known.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _seconds: dict[CodeType, float] = {}
 
 def learned(f: Any) -> float | None:
     """How long an item of a function took the last time; None: not known."""
-    code = getattr(f, "__code__", None)
-    return _seconds.get(code) if type(code) is CodeType else None
+    code = _code_of(f)
+    return None if code is None else _seconds.get(code)
 
 
 def learn(f: Any, seconds: float | None) -> None:
     """Keep what an item of a function took; None: forget it."""
-    code = getattr(f, "__code__", None)
-    if type(code) is not CodeType:
+    code = _code_of(f)
+    if code is None:
         return
     with _lock:
         _seconds.pop(code, None)
@@ -36,6 +36,12 @@ def learn(f: Any, seconds: float | None) -> None:
             del _seconds[next(iter(_seconds))]
         if seconds is not None:
             _seconds[code] = seconds
+
+
+def _code_of(f: Any) -> CodeType | None:
+    """What tells a function from others; None where captured values make it another one."""
+    code = getattr(f, "__code__", None)
+    return code if type(code) is CodeType and not f.__closure__ else None
 
 
 def are_small(columns: Sequence[Any]) -> bool:

@@ -147,7 +147,7 @@ class Progress:
         self.patience, self.spin = (10, 0.0001) if crowded else (60, 0.0002)
         self.crowding = max(1.0, processes / _CORES)
         # Where cores are shared, whoever gets a message can hardly begin before we are through.
-        self.linger = int(_LINGER * self.crowding**2)
+        self.linger = int(min(_LINGER * self.crowding**2, TICK * 1e9))
 
     def detach(self) -> None:
         """Stop polling the plane; on return nobody is in the middle of it."""

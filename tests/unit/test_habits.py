@@ -22,6 +22,13 @@ def test_a_callable_without_code_is_not_kept():
     assert habits.learned(abs) is None
 
 
+def test_a_function_that_captures_values_is_not_kept():
+    size = 10
+    f = lambda x: bytes(size)
+    habits.learn(f, 1.0)
+    assert habits.learned(f) is None
+
+
 def test_only_the_last_few_are_kept():
     functions = [eval(f"lambda x: x + {k}") for k in range(habits._KEPT_MOST + 10)]
     for f in functions:
