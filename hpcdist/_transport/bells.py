@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 Address = tuple[str, int]
 _JUST_BEFORE = 0.0001  # seconds for which a peer that was rung surely looks for messages
 _ADDRESSES_MOST = 3
+_CORDS_MOST = 64  # each is a descriptor
+_LOCAL, _DATAGRAM = socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
 _now = time.monotonic
 
 
@@ -43,9 +45,10 @@ class Bells:
             self._asleep = mmap.mmap(fd, max(size, 1))
         finally:
             os.close(fd)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket = socket.socket(_LOCAL, _DATAGRAM)
         self.socket.bind(self._name_of(rank))
         self._far: dict[int, _FarBell] = {}
+        self._cords: dict[int, socket.socket] = {}  # connected to the bells of others
         self.far_socket: socket.socket | None = None
 
     def hang_far(self, interface: str | None = None) -> str:
@@ -55,7 +58,7 @@ class Bells:
         found = network.addresses(interface)
         family = socket.AF_INET6 if all(":" in each for each in found) else socket.AF_INET
         version = [each for each in found if (":" in each) == (family == socket.AF_INET6)]
-        self.far_socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.far_socket = socket.socket(family, _DATAGRAM)
         self.far_socket.bind(("", 0))
         port = self.far_socket.getsockname()[1]
         return ",".join(f"{each}|{port}" for each in version[:_ADDRESSES_MOST])
@@ -84,11 +87,30 @@ class Bells:
             # again. A process that is slow to wake would otherwise be rung for each message.
             self._asleep[rank] = 0
             try:
-                self.socket.sendto(b"!", self._name_of(rank))
+                cord = self._cords.get(rank) or self._hang_cord(rank)
+                if cord is not None:
+                    cord.send(b"!")
+                else:
+                    self.socket.sendto(b"!", self._name_of(rank))
             except OSError:  # full: it is being rung already; gone: its keeper knows
                 pass
             return True
         return False
+
+    def _hang_cord(self, rank: int) -> socket.socket | None:
+        """Connect to a bell: that rings a fifth sooner than by name."""
+        if len(self._cords) == _CORDS_MOST:
+            return None
+        cord = None
+        try:
+            cord = socket.socket(_LOCAL, _DATAGRAM)
+            cord.connect(self._name_of(rank))
+        except OSError:  # too many open files; or the peer is gone
+            if cord is not None:
+                cord.close()
+            return None
+        self._cords[rank] = cord
+        return cord
 
     def _ring_far(self, bell: _FarBell) -> bool:
         now, last = _now(), bell.last
@@ -122,9 +144,9 @@ class Bells:
     def close(self) -> None:
         """Take our bell down."""
         self._asleep.close()
-        self.socket.close()
-        if self.far_socket is not None:
-            self.far_socket.close()
+        for each in (self.socket, self.far_socket, *self._cords.values()):
+            if each is not None:
+                each.close()
 
 
 class _FarBell:

@@ -12,13 +12,12 @@ The helper has three postures:
   is not woken when that driver goes on: it would want the interpreter just when a call is answered;
 - watching: somebody drove a moment ago; the helper looks every TICK seconds whether it is needed;
 - driving: nobody waits (user code runs, or the REPL is idle); it sleeps in epoll like a driver,
-  but without holding the wheel, so that the next waiter takes over without asking.
+  but without holding the wheel, so that the next waiter takes over without asking. After a single
+  wait it gets the wheel back in its sleep.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import os
 import select
 import sys
@@ -31,13 +30,16 @@ from types import FrameType
 from typing import Any
 
 from hpcdist._transport.contracts import Outbox, Plane, Waitable
+from hpcdist._transport.descriptors import Descriptors, drain
 from hpcdist._transport.interrupts import InterruptGuard
+from hpcdist._transport.timers import Timers
 
 TICK = 0.002
-_SLEEP_MAX = 1.0  # a lost wake-up costs a second at the most
+_SLEEP_MAX = 0.7  # seconds that a lost wake-up costs at the most
 _FAR_NAP_MAX = 0.1  # seconds until a message from another host is seen whose ring got lost
 _NAP_MAX = 0.05  # seconds a call may run after a long rest before the helper takes notice
 _WAKE_UP = 0.001  # seconds until a sleeper that was rung has answered
+_RARE = 0.01  # seconds between waits from which on they do not wake the helper
 _BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
 _LINGER = 200_000  # ns: messages this close behind each other are gathered into one frame
 _CORES = len(os.sched_getaffinity(0))
@@ -57,15 +59,16 @@ class Progress:
         self.spin = 0.0002
         self.patience = 60  # polls before giving way: fewer where processes outnumber cores
         self.woke = False  # a message went to a process that may sleep
+        self._slept = False  # we were woken just now
         self.linger = _LINGER
         self.crowding = 1.0  # processes of this host for each core, at least 1
         self.spans_hosts = False  # the rings of MPI peers elsewhere may get lost
         self._busy_at = 0.0  # when something came last; kept where that is so
         self.before_sleep: list[Callable[[], None]] = []
-        self._epoll: Any = None
-        self._handlers: dict[int, Callable[[int], None]] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._serial = itertools.count()
+        self._watched = watched = Descriptors()
+        self.register, self.unregister = watched.register, watched.unregister
+        self.modify = watched.modify
+        self._timers = Timers()
         self._asleep = False  # the driver is in epoll
         self._driver = 0  # the thread that drives for a wait
         self._seldom = 15  # looks at MPI for one at the links; few while those bring something
@@ -73,6 +76,10 @@ class Progress:
         self._parked = False
         self._helper_asleep = False
         self._kick_due = False  # the helper sleeps, and has to be told that it drives no more
+        self._resting = False  # the helper is in epoll
+        self._rest_ends = 0.0  # when it looks by itself
+        self._taken_at = 0.0  # when the wheel was last taken while it slept
+        self._is_rare = False  # that was long before
         self._tick = threading.Lock()
         self._tick.acquire()
         self._main_inside = False
@@ -88,15 +95,12 @@ class Progress:
         if not self._stopped:
             return
         self._stopped = False
-        self._epoll = select.epoll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._wake, select.EPOLLIN)
-        self._handlers[self._wake] = lambda _: _drain(self._wake)
+        self._watched.open()
         # The helper sleeps on an epoll of its own around the common one: a kick meant for it
         # must not be eaten by a driver that polls at the same moment.
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._outer = select.epoll()
-        self._outer.register(self._epoll.fileno(), select.EPOLLIN)
+        self._outer.register(self._watched.epoll.fileno(), select.EPOLLIN)
         self._outer.register(self._kick_fd, select.EPOLLIN)
         self._helper = threading.Thread(target=self._help, name="hpcdist-progress", daemon=True)
         self._helper.start()
@@ -110,7 +114,6 @@ class Progress:
         if _ident() != self._helper.ident:
             self._helper.join(5)
         self._close()
-        self._handlers.clear()
         self._timers.clear()
         self.dirty.clear()
 
@@ -121,25 +124,9 @@ class Progress:
             self._close()
 
     def _close(self) -> None:
-        for closing in (self._outer, self._epoll):
-            closing.close()
-        for fd in (self._wake, self._kick_fd):
-            os.close(fd)
-
-    def register(self, fd: int, handler: Callable[[int], None], events: int) -> None:
-        """Watch a descriptor; the driver calls `handler(events)`."""
-        self._handlers[fd] = handler
-        self._epoll.register(fd, events)
-
-    def modify(self, fd: int, events: int) -> None:
-        """Watch a registered descriptor for other events."""
-        self._epoll.modify(fd, events)
-
-    def unregister(self, fd: int) -> None:
-        """Stop watching a descriptor."""
-        if self._handlers.pop(fd, None) is not None:
-            with suppress(OSError, ValueError):  # closed already
-                self._epoll.unregister(fd)
+        self._outer.close()
+        self._watched.close()
+        os.close(self._kick_fd)
 
     def settle(self, processes: int) -> None:
         """Wait in a way that fits so many processes on this host: the more a core, the less."""
@@ -157,7 +144,7 @@ class Progress:
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> None:
         """Let the driver call `fn` after a delay."""
-        heapq.heappush(self._timers, (_now() + delay, next(self._serial), fn))
+        self._timers.add(delay, fn)
         self._rouse()
 
     # Sending
@@ -221,7 +208,7 @@ class Progress:
     def wake(self) -> None:
         """Wake the driver from its sleep."""
         if not self._stopped:
-            os.eventfd_write(self._wake, 1)
+            self._watched.wake()
 
     def _rouse(self) -> None:
         if self._parked or self._helper_asleep:
@@ -302,6 +289,9 @@ class Progress:
         if self._helper_asleep:
             self._helper_asleep = False
             self._kick_due = True  # not now: it would want the interpreter while we are in a hurry
+            now = _now()
+            self._is_rare = now - self._taken_at > _RARE
+            self._taken_at = now
             if self.plane is not None:
                 self.plane.disarm()
         if self._is_brisk:
@@ -310,12 +300,38 @@ class Progress:
 
     def _release(self) -> None:
         """Give the wheel up, and see that whoever needs it next knows."""
-        self._wheel.release()
-        if self._kick_due:
-            self._kick_due = False
+        kick, self._kick_due = self._kick_due, False
+        try:
+            kick = kick and not (self._is_rare and self._give_back())
+        finally:
+            self._wheel.release()
+        if kick:
             self._kick()
         if self.dirty or self._followers:
             self._pass_wheel_on()
+
+    def _give_back(self) -> bool:
+        """Let the helper sleep on as if nothing had been, if it does; tell whether it may.
+
+        To wake it costs 50 us, which a call now and then need not pay.
+        """
+        plane = self.plane
+        if not self._resting or self.dirty or self._timers.first() < self._rest_ends:
+            return False
+        if plane is not None:
+            plane.arm()
+            if plane.poll() or plane.poll() or plane.poll() or plane.busy():
+                plane.disarm()
+                return False
+        self._be_brisk()
+        self._helper_asleep = self._resting  # else it wakes just now, and looks after us anyway
+        return True
+
+    def _be_brisk(self) -> None:
+        """Let the helper have the interpreter soon, should it want it while nobody waits."""
+        if not self._is_brisk:
+            self._is_brisk = True
+            sys.setswitchinterval(_BRISK)
 
     def _pass_wheel_on(self) -> None:
         while self.dirty and self._wheel.acquire(False):
@@ -353,13 +369,16 @@ class Progress:
 
     def _drive(self, slot: Waitable, deadline: float | None, me: int, lasting: bool) -> None:
         plane = self.plane
-        poll_fds, patience = self._epoll.poll, 0 if lasting else self.patience
+        poll_fds, patience = self._watched.epoll.poll, 0 if lasting else self.patience
         turn = looks = 0
         rest = 0.0
-        if self.woke or (plane is not None and plane.woke):
+        if self._slept or self.woke or (plane is not None and plane.woke):
+            self._slept = False
             self._flush()
             _yield()  # whoever rings and who is rung are often put on one core
             patience = 0
+            if plane is not None:
+                plane.poll()  # one look can miss what has come meanwhile
         while True:
             if self.dirty:
                 self._flush()
@@ -375,7 +394,7 @@ class Progress:
                 for fd, events in poll_fds(0):
                     active = True
                     self._seldom = 1
-                    self._handle(fd, events)
+                    self._watched.handle(fd, events)
                 if slot.ready:
                     return
             if self._interrupted and me in self._interrupted:
@@ -396,8 +415,7 @@ class Progress:
                 now = _now()
                 if deadline is not None and now >= deadline:
                     raise TimeoutError
-                if self._timers:
-                    self._run_timers(now)
+                self._timers.run(now)
                 if rest == 0.0 and (busy or not lasting):
                     rest = now + self.spin
                     if self.woke or (plane is not None and plane.woke):
@@ -408,7 +426,10 @@ class Progress:
                             plane.woke = False
                 elif now > rest:
                     self._sleep(slot, deadline)
-                    turn, rest, plane = 0, 0.0, self.plane
+                    self._slept = True  # whoever rang may wait for this very core
+                    if slot.ready:
+                        return
+                    turn, rest, patience, plane = 0, 0.0, 0, self.plane
 
     def _flush(self) -> None:
         dirty = self.dirty
@@ -420,15 +441,6 @@ class Progress:
             outbox.queued = False
             outbox.flush()
 
-    def _handle(self, fd: int, events: int) -> None:
-        handler = self._handlers.get(fd)
-        if handler is not None:
-            _safely(handler, events)
-
-    def _run_timers(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            _safely(heapq.heappop(self._timers)[2])
-
     def _sleep(self, slot: Waitable, deadline: float | None) -> None:
         """Sleep until something happens, having made sure that whatever happens wakes us."""
         guard = InterruptGuard(self.on_sigint) if self._main_inside else None
@@ -437,12 +449,16 @@ class Progress:
             timeout = self._get_ready_to_sleep(deadline)
             events = []
             if timeout > 0 and not (slot.ready or self.dirty or self._interrupted):
-                events = self._epoll.poll(timeout)
+                events = self._watched.epoll.poll(timeout)
             self._asleep = False
-            if self.plane is not None:
-                self.plane.disarm()
+            plane = self.plane
+            if plane is not None:
+                plane.disarm()
+                # What the bell rang for is nearer; who looks next silences it. One look can miss.
+                if events and (plane.poll() or plane.poll()) and slot.ready:
+                    return
             for fd, event in events:
-                self._handle(fd, event)
+                self._watched.handle(fd, event)
         finally:
             self._asleep = False
             if guard is not None:
@@ -454,10 +470,8 @@ class Progress:
             fn()
         self._flush()
         now = _now()
-        self._run_timers(now)
-        timeout = _SLEEP_MAX
-        if self._timers:
-            timeout = min(timeout, self._timers[0][0] - now)
+        self._timers.run(now)
+        timeout = min(_SLEEP_MAX, self._timers.first() - now)
         if deadline is not None:
             timeout = min(timeout, deadline - now)
         plane = self.plane
@@ -507,8 +521,8 @@ class Progress:
         self._flush()
         if self.plane is not None and self.plane.poll() and self.spans_hosts:
             self._busy_at = _now()
-        for fd, events in self._epoll.poll(0):
-            self._handle(fd, events)
+        for fd, events in self._watched.epoll.poll(0):
+            self._watched.handle(fd, events)
 
     def _help_drive(self) -> None:
         """Drive for want of a waiter. Called with the wheel held."""
@@ -526,18 +540,19 @@ class Progress:
             return
         if self._followers:
             self._release_follower()
-        if not self._is_brisk:
-            self._is_brisk = True
-            sys.setswitchinterval(_BRISK)
+        self._be_brisk()
         if self.dirty:
             self._helper_asleep = False
             return
+        self._rest_ends = _now() + timeout
+        self._resting = True
         events = self._outer.poll(timeout)
+        self._resting = False
         if not self._helper_asleep:  # a waiter took over; it has disarmed the plane
-            _drain(self._kick_fd)
+            drain(self._kick_fd)
             return
         if any(fd == self._kick_fd for fd, _ in events):
-            _drain(self._kick_fd)
+            drain(self._kick_fd)
         if self._wheel.acquire(False):
             self._helper_asleep = False
             if self.plane is not None:
@@ -580,19 +595,6 @@ class Progress:
 _MAIN = threading.main_thread().ident or 0
 
 
-def _safely(fn: Callable[..., None], *args: Any) -> None:
-    """Call a handler; its fault must neither end the helper nor hit whoever happens to wait."""
-    try:
-        fn(*args)
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-
-
 def _open(latch: Any) -> None:
     with suppress(RuntimeError):  # open already
         latch.release()
-
-
-def _drain(fd: int) -> None:
-    with suppress(BlockingIOError):
-        os.eventfd_read(fd)
