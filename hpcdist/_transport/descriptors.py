@@ -58,6 +58,43 @@ class Descriptors:
         os.eventfd_write(self._wake, 1)
 
 
+class Bed:
+    """Where the helper sleeps: on an epoll of its own around the common one.
+
+    A kick meant for it must not be eaten by a driver that polls at the same moment; and what comes
+    for that driver must not wake it.
+    """
+
+    def __init__(self, watched: Descriptors) -> None:
+        self._common: int = watched.epoll.fileno()
+        self._kicks = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._common, select.EPOLLIN)
+        self._epoll.register(self._kicks, select.EPOLLIN)
+        self._listens = True
+
+    def close(self) -> None:
+        """Take it away."""
+        self._epoll.close()
+        os.close(self._kicks)
+
+    def listen(self, listens: bool) -> None:
+        """Wake, or do not, when something comes for whoever drives."""
+        if listens != self._listens:
+            self._listens = listens
+            self._epoll.modify(self._common, select.EPOLLIN if listens else 0)
+
+    def sleep(self, timeout: float) -> None:
+        """Sleep until something comes, or a kick."""
+        if any(fd == self._kicks for fd, _ in self._epoll.poll(timeout)):
+            drain(self._kicks)
+
+    def kick(self) -> None:
+        """Wake the helper."""
+        with suppress(OSError):  # closed meanwhile
+            os.eventfd_write(self._kicks, 1)
+
+
 def safely(fn: Callable[..., None], *args: Any) -> None:
     """Call a handler; its fault must neither end the helper nor hit whoever happens to wait."""
     try:

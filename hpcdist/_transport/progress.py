@@ -19,7 +19,6 @@ The helper has three postures:
 from __future__ import annotations
 
 import os
-import select
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from hpcdist._transport.contracts import Outbox, Plane, Waitable
-from hpcdist._transport.descriptors import Descriptors, drain
+from hpcdist._transport.descriptors import Bed, Descriptors
 from hpcdist._transport.interrupts import InterruptGuard
 from hpcdist._transport.timers import Timers
 
@@ -65,6 +64,7 @@ class Progress:
         self.spans_hosts = False  # the rings of MPI peers elsewhere may get lost
         self._busy_at = 0.0  # when something came last; kept where that is so
         self.before_sleep: list[Callable[[], None]] = []
+        self._bed: Any = None
         self._watched = watched = Descriptors()
         self.register, self.unregister = watched.register, watched.unregister
         self.modify = watched.modify
@@ -96,12 +96,7 @@ class Progress:
             return
         self._stopped = False
         self._watched.open()
-        # The helper sleeps on an epoll of its own around the common one: a kick meant for it
-        # must not be eaten by a driver that polls at the same moment.
-        self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._outer = select.epoll()
-        self._outer.register(self._watched.epoll.fileno(), select.EPOLLIN)
-        self._outer.register(self._kick_fd, select.EPOLLIN)
+        self._bed = Bed(self._watched)
         self._helper = threading.Thread(target=self._help, name="hpcdist-progress", daemon=True)
         self._helper.start()
 
@@ -124,9 +119,8 @@ class Progress:
             self._close()
 
     def _close(self) -> None:
-        self._outer.close()
+        self._bed.close()
         self._watched.close()
-        os.close(self._kick_fd)
 
     def settle(self, processes: int) -> None:
         """Wait in a way that fits so many processes on this host: the more a core, the less."""
@@ -197,6 +191,8 @@ class Progress:
         self._release()
         if self._main_inside and _ident() == _MAIN:
             self._leave_main()
+        if self._slept:
+            _yield()  # whoever woke us may wait for this very core, and for what was just sent
 
     def soon(self) -> None:
         """See to it that what was posted leaves within a tick."""
@@ -294,6 +290,8 @@ class Progress:
             self._taken_at = now
             if self.plane is not None:
                 self.plane.disarm()
+            else:  # what we wait for comes there, and would wake it
+                self._bed.listen(False)
         if self._is_brisk:
             self._is_brisk = False
             sys.setswitchinterval(self._usual_interval)
@@ -324,6 +322,7 @@ class Progress:
                 plane.disarm()
                 return False
         self._be_brisk()
+        self._bed.listen(True)
         self._helper_asleep = self._resting  # else it wakes just now, and looks after us anyway
         return True
 
@@ -426,7 +425,7 @@ class Progress:
                             plane.woke = False
                 elif now > rest:
                     self._sleep(slot, deadline)
-                    self._slept = True  # whoever rang may wait for this very core
+                    self._slept = True
                     if slot.ready:
                         return
                     turn, rest, patience, plane = 0, 0.0, 0, self.plane
@@ -530,6 +529,7 @@ class Progress:
         try:
             self._pass()
             timeout = self._get_ready_to_sleep(None)
+            self._bed.listen(True)
             self._helper_asleep = timeout > 0
         finally:
             if self._helper_asleep:
@@ -546,13 +546,10 @@ class Progress:
             return
         self._rest_ends = _now() + timeout
         self._resting = True
-        events = self._outer.poll(timeout)
+        self._bed.sleep(timeout)
         self._resting = False
         if not self._helper_asleep:  # a waiter took over; it has disarmed the plane
-            drain(self._kick_fd)
             return
-        if any(fd == self._kick_fd for fd, _ in events):
-            drain(self._kick_fd)
         if self._wheel.acquire(False):
             self._helper_asleep = False
             if self.plane is not None:
@@ -572,10 +569,8 @@ class Progress:
         if self._parked:
             self._parked = False
             _open(self._tick)
-        try:
-            os.eventfd_write(self._kick_fd, 1)
-        except (OSError, AttributeError):  # stopped meanwhile
-            pass
+        if self._bed is not None:
+            self._bed.kick()
 
     # Ctrl-C
 

@@ -52,6 +52,33 @@ def test_a_sleeper_is_rung_once(pair: tuple[Bells, Bells]) -> None:
     assert not rung(pair[1].socket)
 
 
+@pytest.mark.parametrize("cords", [0, 64])
+def test_a_sleeper_is_rung_by_name_where_cords_run_out(
+    pair: tuple[Bells, Bells], monkeypatch: pytest.MonkeyPatch, cords: int
+) -> None:
+    monkeypatch.setattr(module, "_CORDS_MOST", cords)
+    for _ in range(3):
+        pair[1].arm()
+        assert pair[0].ring(1)
+        assert rung(pair[1].socket)
+        pair[1].hear(1)
+    assert len(pair[0]._cords) == min(cords, 1)
+
+
+def test_who_is_gone_is_rung_in_vain(tmp_path: Path) -> None:
+    both = Bells(str(tmp_path), 0, 2), Bells(str(tmp_path), 1, 2)
+    both[1].arm()
+    assert both[0].ring(1)
+    both[1].arm()
+    both[1].socket.close()
+    assert both[0].ring(1)  # by the cord there was
+    both[0]._asleep[1] = 1
+    both[0]._cords.pop(1).close()
+    assert both[0].ring(1)  # there is no cord to be had
+    for bells in both:
+        bells.close()
+
+
 def test_who_has_woken_by_itself_is_not_rung(pair: tuple[Bells, Bells]) -> None:
     pair[1].arm()
     pair[1].disarm()
