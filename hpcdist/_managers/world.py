@@ -492,8 +492,8 @@ class World:
         if not self.complete() and not self._abandoned:
             missing = "some" if self.expected is None else self.expected - len(self.registered)
             silent = "" if self._seen else "; none has been heard of"
-            what = f"{missing} workers did not register within {self.settings.timeout:g} s{silent}"
-            self._fail(what)
+            who = f"{missing} worker" if missing == 1 else f"{missing} workers"
+            self._fail(f"{who} did not register within {self.settings.timeout:g} s{silent}")
 
     def _fail(self, what: BaseException | str) -> None:
         self.launch.fail(what, world=self)

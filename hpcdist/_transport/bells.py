@@ -99,7 +99,7 @@ class Bells:
 
     def _hang_cord(self, rank: int) -> socket.socket | None:
         """Connect to a bell: that rings a fifth sooner than by name."""
-        if len(self._cords) == _CORDS_MOST:
+        if len(self._cords) >= _CORDS_MOST:
             return None
         cord = None
         try:

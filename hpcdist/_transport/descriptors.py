@@ -77,12 +77,14 @@ class Bed:
         """Take it away."""
         self._epoll.close()
         os.close(self._kicks)
+        self._kicks = -1  # another file may get the number
 
     def listen(self, listens: bool) -> None:
         """Wake, or do not, when something comes for whoever drives."""
         if listens != self._listens:
             self._listens = listens
-            self._epoll.modify(self._common, select.EPOLLIN if listens else 0)
+            with suppress(OSError, ValueError):  # closed already
+                self._epoll.modify(self._common, select.EPOLLIN if listens else 0)
 
     def sleep(self, timeout: float) -> None:
         """Sleep until something comes, or a kick."""
@@ -91,7 +93,7 @@ class Bed:
 
     def kick(self) -> None:
         """Wake the helper."""
-        with suppress(OSError):  # closed meanwhile
+        with suppress(OSError):  # closed already
             os.eventfd_write(self._kicks, 1)
 
 

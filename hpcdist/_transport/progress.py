@@ -116,9 +116,11 @@ class Progress:
         """In a forked child: close our ends, never drive again."""
         if not self._stopped:
             self._stopped = True
+            self.plane = None
             self._close()
 
     def _close(self) -> None:
+        self._helper_asleep = self._resting = False
         self._bed.close()
         self._watched.close()
 
@@ -153,8 +155,8 @@ class Progress:
             if wait and self._asleep:
                 self.wake()
             if self._wheel.acquire(wait > 0, wait or -1):
-                self._take_wheel()
                 try:
+                    self._take_wheel()
                     self._flush()
                 finally:
                     self._release()
@@ -250,13 +252,12 @@ class Progress:
                 self._main_inside = True
             try:
                 if self._wheel.acquire(False):
-                    self._take_wheel()
-                    self._driver = me
                     try:
+                        self._take_wheel()
+                        self._driver = me
                         self._drive(slot, deadline, me, lasting)
                     finally:
-                        self._driver = 0
-                        self._release()
+                        self._release(waited=True)
                     continue
             finally:
                 if main:
@@ -296,25 +297,27 @@ class Progress:
             self._is_brisk = False
             sys.setswitchinterval(self._usual_interval)
 
-    def _release(self) -> None:
+    def _release(self, waited: bool = False) -> None:
         """Give the wheel up, and see that whoever needs it next knows."""
         kick, self._kick_due = self._kick_due, False
         try:
-            kick = kick and not (self._is_rare and self._give_back())
+            if kick and waited and self._is_rare:
+                kick = not self._give_back()
         finally:
+            self._driver = 0
             self._wheel.release()
-        if kick:
-            self._kick()
-        if self.dirty or self._followers:
-            self._pass_wheel_on()
+            if kick:
+                self._kick()
+            if self.dirty or self._followers:
+                self._pass_wheel_on()
 
     def _give_back(self) -> bool:
         """Let the helper sleep on as if nothing had been, if it does; tell whether it may.
 
-        To wake it costs 50 us, which a call now and then need not pay.
+        To wake it costs 50 us. What finalisers have left to be done waits until it wakes by itself.
         """
         plane = self.plane
-        if not self._resting or self.dirty or self._timers.first() < self._rest_ends:
+        if not self._resting or self.dirty or self.spans_hosts:
             return False
         if plane is not None:
             plane.arm()
@@ -324,7 +327,8 @@ class Progress:
         self._be_brisk()
         self._bed.listen(True)
         self._helper_asleep = self._resting  # else it wakes just now, and looks after us anyway
-        return True
+        # Another thread's timers: from here on they rouse the helper by themselves.
+        return self._timers.first() >= self._rest_ends
 
     def _be_brisk(self) -> None:
         """Let the helper have the interpreter soon, should it want it while nobody waits."""
@@ -541,10 +545,11 @@ class Progress:
         if self._followers:
             self._release_follower()
         self._be_brisk()
-        if self.dirty:
+        ends, first = _now() + timeout, self._timers.first()
+        if self.dirty or first < ends - TICK:  # another thread's, just now
             self._helper_asleep = False
             return
-        self._rest_ends = _now() + timeout
+        self._rest_ends = min(ends, first)
         self._resting = True
         self._bed.sleep(timeout)
         self._resting = False

@@ -217,7 +217,7 @@ rmprocs(h.workers())
 until(lambda: not queue())
 
 # Too few at the end of the time.
-error = refused(LaunchError, "1 workers did not register within 3 s", n=3, min_workers=3,
+error = refused(LaunchError, "1 worker did not register within 3 s", n=3, min_workers=3,
                 timeout=3, **one)
 assert len(error.jobs) == 1
 rmprocs(error.pids)

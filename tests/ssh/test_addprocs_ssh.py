@@ -116,7 +116,7 @@ failed(["n1"], "n1: No module named hpcdist for x", "install it for that interpr
        ssh="sh -c 'echo No module named hpcdist for x >&2; exit 1'")
 failed(["n1"], "n1: ssh ended (exit code 3) and said nothing", ssh="sh -c 'exit 3'")
 failed(["n1"], "cannot be run", "ssh=", ssh="/nonexistent/ssh")
-failed(["n1"], "n1: 1 workers did not register within 1 s", "connecting by ssh", timeout=1,
+failed(["n1"], "n1: 1 worker did not register within 1 s", "connecting by ssh", timeout=1,
        ssh="sh -c 'exec sleep 600'")
 # A worker that cannot come to us.
 failed(["n1 10.255.255.255"], "interface='10.255.255.255'", "eth0")
