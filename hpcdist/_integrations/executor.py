@@ -212,8 +212,11 @@ class Executor(_StandardExecutor):
     def _dispatch(self) -> None:
         """Send what can be sent. No lock is held while anything is pickled."""
         while True:
+            wanted = self._wanted() if self._queue else None
             with self._lock:
-                found = self._next()
+                if wanted is None and self._queue:  # a task has come just now
+                    continue
+                found = self._next(wanted or [])
             if found is None:
                 return
             pid, task, prepare = found
@@ -225,7 +228,13 @@ class Executor(_StandardExecutor):
                 self._fail_all()
             del found, task
 
-    def _next(self) -> tuple[int, _Task | None, bool] | None:
+    def _wanted(self) -> list[int]:
+        """The workers we were told to use. Not under our lock: a pool may live elsewhere."""
+        if self._pool is None:
+            return []
+        return self._pool if isinstance(self._pool, list) else list(self._pool.workers())
+
+    def _next(self, wanted: list[int]) -> tuple[int, _Task | None, bool] | None:
         """Choose the next thing to do: (pid, task, whether to initialise the worker first)."""
         queue = self._queue
         while queue and queue[0].future.cancelled():
@@ -233,7 +242,7 @@ class Executor(_StandardExecutor):
         if not queue:
             self._tell_idle()
             return None
-        pids = self._workers()
+        pids = self._workers(wanted)
         if not pids:
             return None if any(self._in_flight.values()) or self._preparing else (0, None, False)
         if self._initializer is not None:
@@ -249,18 +258,17 @@ class Executor(_StandardExecutor):
         task = queue.popleft()
         if not task.is_started:
             if not task.future.set_running_or_notify_cancel():
-                return self._next()
+                return self._next(wanted)
             task.is_started = True
         self._in_flight.setdefault(pid, []).append(task)
         return pid, task, False
 
-    def _workers(self) -> list[int]:
+    def _workers(self, wanted: list[int]) -> list[int]:
         """The workers of now: some may have died, others may have joined."""
         living = node.members.living
         if self._pool is None:
             pids = sorted(living)
         else:
-            wanted = self._pool if isinstance(self._pool, list) else list(self._pool.workers())
             pids = [pid for pid in wanted if pid in living or pid == 1]
         if pids:
             self._had_workers = True

@@ -196,6 +196,38 @@ def test_map(more: dict[str, int], pids: list[int]) -> None:
             next(found)
 
 
+def test_a_pool_is_asked_without_a_lock_held(pids: list[int]) -> None:
+    """It may live in another process: while it is asked, answers come in, and want the lock."""
+    asked = []
+
+    class Pool:
+        """A pool that takes its executor's lock."""
+
+        def workers(self) -> list[int]:
+            asked.append(executor._lock.acquire(timeout=5))
+            if asked[-1]:
+                executor._lock.release()
+            return pids
+
+    executor = Executor(Pool())
+    with executor:
+        assert executor.submit(add, 1, 2).result() == 3
+        assert list(executor.map(add, range(3), range(3))) == [0, 2, 4]
+    assert asked
+    assert all(asked)
+
+
+def on_a_pool_of_another(pool: Any) -> list[int]:
+    with Executor(pool) as executor:
+        return list(executor.map(add, range(200), range(200)))
+
+
+def test_an_executor_with_a_pool_of_another_process(pids: list[int]) -> None:
+    pool = hpcdist.WorkerPool(pids[1:])
+    found = remotecall_fetch(on_a_pool_of_another, pids[0], pool)
+    assert found == [2 * k for k in range(200)]
+
+
 def test_map_timeout(pids: list[int]) -> None:
     results = []
     with Executor() as executor:

@@ -173,9 +173,11 @@ def test_a_call_holds_its_worker_until_it_is_done(pids: list[int]) -> None:
 
 def test_a_call_whose_future_is_dropped_holds_its_worker_too(pids: list[int]) -> None:
     pool = WorkerPool(pids[:1])
-    remotecall(nap, pool, 0.2)
+    gate = hpcdist.RemoteChannel(1)
+    remotecall(hpcdist.take, pool, gate)  # it ends when we say so
     gc.collect()
     assert not pool.isready()
+    gate.put("open")
     eventually(pool.isready)
 
 
