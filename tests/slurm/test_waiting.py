@@ -162,7 +162,8 @@ def read():
             pass
     return screen
 
-until(lambda: re.search(r"job \\d+ queued: Resources, estimated start \\d\\d:\\d\\d", read()))
+# Near midnight the estimate is of tomorrow, and says the day.
+until(lambda: re.search(r"job \\d+ queued: Resources, estimated start [\\w ]*\\d\\d:\\d\\d", read()))
 (job,) = [line.split()[0] for line in queue() if "PENDING" in line]
 assert f"job {job} queued" in screen, screen
 os.write(fd, b"\\3")  # Ctrl-C
