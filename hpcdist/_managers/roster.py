@@ -142,6 +142,7 @@ def note(pid: int, member: Member, manager: ClusterManager, config: WorkerConfig
     with lock:
         book[pid] = Record(pid, member, manager, config, None)
         node.members.add(pid, member)
+        node.progress.settle(node.members.here + 1)
     for fn in node.on_join:
         fn(pid)
 
