@@ -358,7 +358,7 @@ def _run(call: Call) -> None:
                 turns.main_in_call = True
             if len(call.body):
                 f, args, kw = _unpack(call)
-                value = f(*args, **kw)
+                value = f(*args, **kw) if kw else f(*args)
             else:
                 value = functions.function(call.aux)()
         finally:

@@ -43,11 +43,11 @@ class Cell:
 
     __slots__ = ("_payload", "asked", "body", "outcome")
 
-    def __init__(self) -> None:
-        self.outcome = -1
-        self.body: Any = None  # OURS: the value itself; FAILED: the encoded error
-        self._payload: Payload | None = None
-        self.asked: list[Callable[[], None]] | None = []
+    def __init__(self, outcome: int = -1, body: Any = None) -> None:
+        self.outcome = outcome
+        self.body = body  # OURS: the value itself; FAILED: the encoded error
+        self._payload: Payload | None = body if outcome == OK else None
+        self.asked: list[Callable[[], None]] | None = [] if outcome < 0 else None
 
     def set(self, outcome: int, body: Any) -> bool:
         """Set the value, once; tell whether this was the first time."""
@@ -100,12 +100,10 @@ def settle(pid: int, ident: int, outcome: int, body: Any) -> Cell:
     """Set the cell of a call that `pid` made and that ended here; `pid` holds it."""
     ref = (pid, ident)
     if ref not in references.owned:  # as a rule nobody has asked for it yet
-        cell = Cell()
-        cell.set(outcome, body)
+        cell = Cell(outcome, body)
+        entry = references.Entry(cell, {pid: 1})
         with references._lock:
-            if ref not in references.owned:
-                entry = references.owned[ref] = references.Entry(cell)
-                entry.counts[pid] = 1
+            if references.owned.setdefault(ref, entry) is entry:
                 return cell
     cell = cell_of(ref)
     references.count(ref, pid, 1)

@@ -59,15 +59,17 @@ class Members:
     def __init__(self) -> None:
         self.living: dict[int, Member] = {}  # workers that count, in the order they joined
         self.gone: dict[int, Death] = {}
-        self.here = 0  # how many workers of this host have ever joined
         self._host = socket.gethostname()
         self._turn = 0
 
     def add(self, pid: int, member: Member) -> None:
         """Count a worker in."""
-        if pid not in self.living and member.host == self._host:
-            self.here += 1
         self.living[pid] = member
+
+    @property
+    def here(self) -> int:
+        """How many workers are on this host."""
+        return sum(member.host == self._host for member in list(self.living.values()))
 
     def remove(self, pid: int, death: ProcessExitedException) -> None:
         """Count a worker out for good."""

@@ -236,6 +236,7 @@ class Node:
             for _ in range(4):  # what it had sent before it died has arrived: take it first
                 peer.plane.poll()
         self.members.remove(pid, death)
+        self.progress.settle(self.members.here + 1)
         if peer is not None:
             peer.alive = False
             if not parked:

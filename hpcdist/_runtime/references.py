@@ -33,9 +33,9 @@ class Entry:
 
     __slots__ = ("counts", "on_free", "value")
 
-    def __init__(self, value: Any = None) -> None:
+    def __init__(self, value: Any = None, counts: dict[int, int] | None = None) -> None:
         self.value = value
-        self.counts: dict[int, int] = {}
+        self.counts = {} if counts is None else counts  # copies at each process
         self.on_free: Callable[[], None] | None = None
 
 

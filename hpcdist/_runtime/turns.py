@@ -80,6 +80,7 @@ class Turns:
         self._idle = Slot()
         self._spares: list[_Spare] = []
         self._main_idle: Slot | None = None  # the main thread waits for a call on this
+        self._main_due = False  # it has been woken, and takes the next call
         self.main_in_call = False
         self._stopped = False
         self._names = itertools.count(1)
@@ -104,12 +105,18 @@ class Turns:
     def submit(self, call: Call) -> None:
         """Queue a call; somebody runs it when there is a turn."""
         self._queue.append(call)
-        idle = self._main_idle
-        if idle is not None:
-            self._main_idle = None
-            self._node.progress.complete(idle)
-        else:
+        if not self._wake_main():
             self._start_spare()
+
+    def _wake_main(self) -> bool:
+        """Let the main thread take the next call, if it waits for one."""
+        idle = self._main_idle
+        if idle is None:
+            return False
+        self._main_idle = None
+        self._main_due = True
+        self._node.progress.complete(idle)
+        return True
 
     def withdraw(self, peer: Any, ident: int) -> bool:
         """Take back a call that has not started."""
@@ -134,7 +141,8 @@ class Turns:
         if not self._queue:
             return None
         with self._lock:
-            if not self._queue or self._running >= self._limit or self._waiting_to_resume:
+            taken = self._running + self._main_due
+            if not self._queue or taken >= self._limit or self._waiting_to_resume:
                 return None
             self._running += 1
             return self._queue.popleft()
@@ -171,10 +179,11 @@ class Turns:
         """Run calls on this (the main) thread until stopped."""
         progress, idle = self._node.progress, self._idle
         while not self._stopped:
+            self._main_due = False
             call = self._next()
-            if call is not None:
-                self.run(call)
-                continue
+            while call is not None:
+                self._run(call)
+                call = self._keep_turn()
             idle.ready = False
             self._main_idle = idle
             try:
@@ -183,6 +192,7 @@ class Turns:
             except KeyboardInterrupt:  # came too late for the call it was meant for
                 pass
             self._main_idle = None
+        self._main_due = False
 
     def stop(self) -> None:
         """Let `serve` return after the call it is in."""
@@ -197,6 +207,12 @@ class Turns:
 
     def run(self, call: Call) -> None:
         """Run one call on this thread, which holds a turn, and pass the turn on."""
+        try:
+            self._run(call)
+        finally:
+            self._pass_on()
+
+    def _run(self, call: Call) -> None:
         me = _ident()
         call.thread = me
         self.calls[me] = call
@@ -206,7 +222,15 @@ class Turns:
             pass
         finally:
             self.calls.pop(me, None)
-            self._pass_on()
+
+    def _keep_turn(self) -> Call | None:
+        """Take the next call, for a thread whose call has ended; none: its turn is passed on."""
+        with self._lock:
+            fits = self._running <= self._limit and not self._waiting_to_resume
+            if self._queue and fits and not self._stopped:
+                return self._queue.popleft()
+        self._pass_on()
+        return None
 
     def _pass_on(self) -> None:
         """Give a turn back: to a call that wants to go on, or to the next one."""
@@ -218,13 +242,10 @@ class Turns:
                 heir = None
         if heir is not None:
             self._node.progress.complete(heir)
-        elif self._queue:
-            idle = self._main_idle
-            if idle is not None:
-                self._main_idle = None
-                self._node.progress.complete(idle)
-            elif self._limit > 1 or self._suspended or not self._node.serving:
-                self._start_spare()
+        elif not self._queue or self._wake_main():
+            return
+        elif self._limit > 1 or self._suspended or not self._node.serving:
+            self._start_spare()
 
     def about_to_wait(self, call: Call) -> bool:
         """Tell whether the call's thread flushes what it posts without being asked.

@@ -239,6 +239,13 @@ def test_calls_to_pid_1_leave_its_main_thread_alone(pids: list[int]) -> None:
     assert remotecall_fetch(on_main_thread, pids[0])
 
 
+def test_calls_that_come_together_run_on_the_main_thread(pids: list[int]) -> None:
+    """The first of them wakes it; the second finds it awake, though it runs nothing yet."""
+    for _ in range(20):
+        calls = [remotecall(on_main_thread, pids[0]) for _ in range(20)]
+        assert all(call.fetch(LONG) for call in calls)
+
+
 def test_errors_of_a_call_to_oneself_are_remote_too() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         remotecall_fetch(divide, 1, 1, 0)

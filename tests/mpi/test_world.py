@@ -80,6 +80,19 @@ def spin(seconds: float) -> None:
 # --- calls ---------------------------------------------------------------------------------------
 
 
+def crowding() -> float:
+    from hpcdist._runtime.node import node
+
+    return node.progress.crowding
+
+
+@pytest.mark.parametrize("cluster", ["first", "second"])
+def test_all_ranks_count_all_processes_of_the_host(world: list[int], cluster: str) -> None:
+    """They wait and gather messages accordingly; the master counts itself, too."""
+    expected = max(1.0, (len(world) + 1) / len(os.sched_getaffinity(0)))
+    assert {remotecall_fetch(crowding, pid) for pid in procs()} == {expected}
+
+
 def test_who_is_who(world: list[int]) -> None:
     assert procs() == [1, *world]
     assert workers() == world == list(range(2, len(world) + 2))

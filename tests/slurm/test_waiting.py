@@ -163,7 +163,8 @@ def read():
     return screen
 
 # Near midnight the estimate is of tomorrow, and says the day.
-until(lambda: re.search(r"job \\d+ queued: Resources, estimated start [\\w ]*\\d\\d:\\d\\d", read()))
+queued = r"job \\d+ queued: Resources, estimated start [\\w ]*\\d\\d:\\d\\d"
+until(lambda: re.search(queued, read()))
 (job,) = [line.split()[0] for line in queue() if "PENDING" in line]
 assert f"job {job} queued" in screen, screen
 os.write(fd, b"\\3")  # Ctrl-C
