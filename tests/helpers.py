@@ -2,6 +2,7 @@
 
 import functools
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["eventually", "kill9", "mpi_environment", "mpi_flavour", "mpiexec"]
+__all__ = [
+    "eventually",
+    "faults_of_temporaries",
+    "kill9",
+    "mpi_environment",
+    "mpi_flavour",
+    "mpiexec",
+]
 
 T = TypeVar("T")
 
@@ -85,3 +93,17 @@ def _mpiexec_path() -> Path:
     if found is None:
         raise FileNotFoundError(f"no mpiexec, neither at {beside} nor on PATH")
     return Path(found)
+
+
+def faults_of_temporaries() -> int:
+    """Count the page faults of a loop that makes temporary arrays of 800 KB."""
+    import numpy
+
+    def work() -> None:
+        for _ in range(50):
+            (numpy.arange(100_000.0) * 2 + 1).sum()
+
+    work()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

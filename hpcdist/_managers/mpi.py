@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcdist._managers import reaching, roster, secret, worker
-from hpcdist._managers.base import KeptManager, Settings, WorkerConfig
+from hpcdist._managers.base import KeptManager, Settings, WorkerConfig, keep_memory
 from hpcdist._managers.door import Door
 from hpcdist._managers.launch import Launch
 from hpcdist._managers.launching import find_mpi
@@ -295,6 +295,7 @@ def _open(comm: Any) -> None:
         for link in links.values():
             link.begin()
         return
+    keep_memory()
     for pid, member in world.members():
         worker.meet(pid, member)
     _dial_zero(world, told)

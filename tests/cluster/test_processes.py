@@ -1,7 +1,6 @@
 """Who is there: adding and removing workers, their settings, interrupts, the table of them."""
 
 import os
-import resource
 import socket
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from hpcdist import (
     workers,
 )
 from tests.cluster.test_futures import in_thread
-from tests.helpers import eventually
+from tests.helpers import eventually, faults_of_temporaries
 
 LONG = 30.0  # seconds after which a wait that ought to end is taken for lost
 NAP = 60.0  # seconds a call sleeps that is to be cut short; longer than any patience here
@@ -190,19 +189,6 @@ def test_settings_of_a_worker(fresh: Callable[..., list[int]], tmp_path: Path) -
     assert found["threads"] == "3"
     assert found["xoptions"].get("hd_flag") is True
     assert remotecall_fetch(myid, pid) == pid
-
-
-def faults_of_temporaries() -> int:
-    import numpy
-
-    def work() -> None:
-        for _ in range(50):
-            (numpy.arange(100_000.0) * 2 + 1).sum()
-
-    work()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def test_memory_of_temporary_arrays_is_kept(fresh: Callable[..., list[int]]) -> None:

@@ -29,7 +29,7 @@ from hpcdist import (
     rmprocs,
     workers,
 )
-from tests.helpers import eventually
+from tests.helpers import eventually, faults_of_temporaries
 
 pytestmark = pytest.mark.mpi(min_size=4)
 LONG = 30.0  # seconds after which a wait that ought to end is taken for lost
@@ -91,6 +91,10 @@ def test_all_ranks_count_all_processes_of_the_host(world: list[int], cluster: st
     """They wait and gather messages accordingly; the master counts itself, too."""
     expected = max(1.0, (len(world) + 1) / len(os.sched_getaffinity(0)))
     assert {remotecall_fetch(crowding, pid) for pid in procs()} == {expected}
+
+
+def test_memory_of_temporary_arrays_is_kept(world: list[int]) -> None:
+    assert remotecall_fetch(faults_of_temporaries, world[0]) < 1000
 
 
 def test_who_is_who(world: list[int]) -> None:
