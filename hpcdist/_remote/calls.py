@@ -257,9 +257,11 @@ def _resolve(where: Any) -> int:
 def _send(peer: Peer, wants: int, ident: int, f: Any, args: Any, kw: Any) -> None:
     """Serialise a call completely, then post it."""
     known = _describe(f)
-    if known is not None and known.plain and known.ident in peer.known and not args and not kw:
-        peer.post(_head(CALL, wants | known.flags, 0, 0, ident, known.ident))
-        return
+    if known is not None and known.plain and known.ident in peer.known and not kw:
+        body = codec.dump_atoms(args) if args else b""
+        if body is not None:
+            _post(peer, wants | known.flags, ident, known.ident, body)
+            return
     fresh = None
     if known is None:
         if not callable(f):
@@ -290,17 +292,25 @@ def _send(peer: Peer, wants: int, ident: int, f: Any, args: Any, kw: Any) -> Non
         flags |= DEFINES
         peer.post(*pack(CALL, flags, ident, aux, body, payload.buffers))
         peer.known.add(known.ident)  # only now: another thread's call must not overtake it
-    elif payload.buffers or len(body) > 1024:
-        peer.post(*pack(CALL, flags, ident, aux, body, payload.buffers))
     else:
-        peer.post(_head(CALL, flags, 0, len(body), ident, aux) + body)
+        _post(peer, flags, ident, aux, body, payload.buffers)
     for name in payload.names:  # functions among the arguments assign these there
         peer.bound.pop(name, None)
     if fresh:
         peer.bound.update(fresh)
 
 
+def _post(
+    peer: Peer, flags: int, ident: int, aux: int, body: bytes, buffers: Sequence[Buffer] = ()
+) -> None:
+    if buffers or len(body) > _SHORT:
+        peer.post(*pack(CALL, flags, ident, aux, body, buffers))
+    else:
+        peer.post(_head(CALL, flags, 0, len(body), ident, aux) + body)
+
+
 _EMPTY = Payload(b"")
+_SHORT = 1024  # bytes that are cheaper to copy than to look after
 
 
 # Running

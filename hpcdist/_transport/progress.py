@@ -198,9 +198,8 @@ class Progress:
 
     def soon(self) -> None:
         """See to it that what was posted leaves within a tick."""
-        if self._driver == _ident():
-            return  # a handler of the driver, which flushes next
-        if self._asleep or self._parked or self._helper_asleep:
+        sleeps = self._asleep or self._parked or self._helper_asleep
+        if sleeps and self._driver != _ident():  # a driver, whose handler we are, flushes next
             self._rouse()
 
     def wake(self) -> None:

@@ -137,6 +137,11 @@ def dumps(value: Any) -> Payload:
     return payload
 
 
+def dump_atoms(args: tuple[Any, ...]) -> bytes | None:
+    """Pickle arguments with nothing inside to look after; None: they are not of that kind."""
+    return pickle.dumps(args, 5) if _only_atoms(map(type, args)) else None
+
+
 def loads(body: bytes | bytearray | memoryview, buffers: Sequence[Buffer] = ()) -> Any:
     """Rebuild a value from its stream and buffers."""
     return pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
