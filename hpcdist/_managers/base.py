@@ -103,11 +103,14 @@ class Settings:
 
 def keep_memory() -> None:
     """Ask the allocator of this process, which runs already, for the same."""
-    import ctypes  # 3 ms
+    try:
+        import ctypes  # 3 ms
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        mallopt = ctypes.CDLL(None).mallopt
+    except (ImportError, OSError, AttributeError):  # another C library: it goes without
+        return
     for name, value in _KEEP_MEMORY.items():
-        if mallopt is not None and name not in os.environ:
+        if name not in os.environ:
             mallopt(_MALLOPT[name], int(value))
 
 

@@ -292,12 +292,14 @@ def _open(comm: Any) -> None:
             roster.note(pid, member, manager, WorkerConfig(host=member.host))
             # Who joins later is told how to prove itself to them.
             roster.book[pid].on_network = roster.book[pid].trusts = world.spans_hosts
+        node.settle()
         for link in links.values():
             link.begin()
         return
     keep_memory()
     for pid, member in world.members():
         worker.meet(pid, member)
+    node.settle()
     _dial_zero(world, told)
     reaching.cookie = world.cookie
     for listener in world.listeners:

@@ -107,7 +107,7 @@ def register(
             peer.control(WELCOME, 0, pickle.dumps(told, 5))
         node.peers[pid] = peer
         node.members.add(pid, member)
-        node.progress.settle(node.members.here + 1)
+        node.settle()
         replay(pid)
         if any(book[p].on_network for p in (pid, *node.members.living)):
             _spread_trust()
@@ -142,7 +142,6 @@ def note(pid: int, member: Member, manager: ClusterManager, config: WorkerConfig
     with lock:
         book[pid] = Record(pid, member, manager, config, None)
         node.members.add(pid, member)
-        node.progress.settle(node.members.here + 1)
     for fn in node.on_join:
         fn(pid)
 

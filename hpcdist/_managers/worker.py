@@ -236,6 +236,7 @@ class Worker:
             node.forbidden = _forbidden
         for pid, member in told["members"]:
             meet(pid, member)
+        node.settle()
         output.forward()
         node.progress.complete(self.welcome)
 
@@ -288,9 +289,10 @@ def open_plane(comm: Any, bells: Bells | None, pids: dict[int, int]) -> None:
 
 def meet(pid: int, member: Member) -> None:
     """Take a worker in among those we know."""
+    if pid in node.members.gone:
+        return
     node.members.add(pid, member)
-    node.progress.settle(node.members.here + 1)
-    if pid == node.me or pid in node.members.gone:
+    if pid == node.me:
         return
     peer = node.peers.get(pid)
     if peer is None:
@@ -332,6 +334,7 @@ def _lost_master(link: Link) -> None:
 def _on_joined(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
     for pid, member in pickle.loads(body):
         meet(pid, member)
+    node.settle()
 
 
 @node.control(LEFT)

@@ -80,6 +80,10 @@ class Node:
 
         return register
 
+    def settle(self) -> None:
+        """Wait and gather messages as befits so many processes on this host."""
+        self.progress.settle(self.members.here + 1)
+
     # Peers
 
     def peer(self, pid: int) -> Peer:
@@ -236,7 +240,7 @@ class Node:
             for _ in range(4):  # what it had sent before it died has arrived: take it first
                 peer.plane.poll()
         self.members.remove(pid, death)
-        self.progress.settle(self.members.here + 1)
+        self.settle()
         if peer is not None:
             peer.alive = False
             if not parked:

@@ -110,11 +110,15 @@ class Turns:
 
     def _wake_main(self) -> bool:
         """Let the main thread take the next call, if it waits for one."""
-        idle = self._main_idle
-        if idle is None:
+        if self._main_idle is None:
             return False
-        self._main_idle = None
-        self._main_due = True
+        with self._lock:
+            idle = self._main_idle
+            if idle is None:
+                return False
+            self._main_idle = None
+            self._main_due = True
+            idle.ready = True  # here already: an interrupt may hit us before the next line
         self._node.progress.complete(idle)
         return True
 
@@ -141,11 +145,22 @@ class Turns:
         if not self._queue:
             return None
         with self._lock:
-            taken = self._running + self._main_due
-            if not self._queue or taken >= self._limit or self._waiting_to_resume:
-                return None
-            self._running += 1
-            return self._queue.popleft()
+            return self._take()
+
+    def _next_of_main(self) -> Call | None:
+        """Take a call on the main thread, which is awake now."""
+        with self._lock:
+            self._main_idle = None
+            self._main_due = False
+            return self._take()
+
+    def _take(self) -> Call | None:
+        """Take the next call if there is a turn for it. Called with the lock held."""
+        taken = self._running + self._main_due
+        if not self._queue or taken >= self._limit or self._waiting_to_resume:
+            return None
+        self._running += 1
+        return self._queue.popleft()
 
     def _can_start(self) -> bool:
         return bool(self._queue and self._running < self._limit and not self._waiting_to_resume)
@@ -179,10 +194,13 @@ class Turns:
         """Run calls on this (the main) thread until stopped."""
         progress, idle = self._node.progress, self._idle
         while not self._stopped:
-            self._main_due = False
-            call = self._next()
+            call = self._next_of_main()
             while call is not None:
-                self._run(call)
+                try:
+                    self._run(call)
+                except BaseException:
+                    self._pass_on()
+                    raise
                 call = self._keep_turn()
             idle.ready = False
             self._main_idle = idle
@@ -191,8 +209,9 @@ class Turns:
                     progress.wait(idle)
             except KeyboardInterrupt:  # came too late for the call it was meant for
                 pass
+        with self._lock:
             self._main_idle = None
-        self._main_due = False
+            self._main_due = False
 
     def stop(self) -> None:
         """Let `serve` return after the call it is in."""
