@@ -14,8 +14,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from hpcdist import _errors
@@ -186,13 +187,10 @@ class Worker:
         elsewhere = [other for other in range(size) if every[other] != mine]
         node.progress.spans_hosts = bool(elsewhere)
         folder = os.path.join(tempfile.gettempdir(), f"hpcdist-{mine.hex()[:16]}")
-        if rank == first:
-            os.mkdir(folder, 0o700)
-        quiet(comm.Ibarrier())
-        self.bells = Bells(folder, rank, size)
-        quiet(comm.Ibarrier())
-        if rank == first:
-            shutil.rmtree(folder, ignore_errors=True)
+        with _folder(folder) if rank == first else nullcontext():
+            quiet(comm.Ibarrier())
+            self.bells = Bells(folder, rank, size)
+            quiet(comm.Ibarrier())
         for path in segments_of(os.getpid()):
             # Mapped by all of this host by now. Open MPI's are mapped late, if by anybody else.
             if "mpich" in path or size == 1:
@@ -242,6 +240,24 @@ class Worker:
 
     def _open_plane(self, first: int) -> None:
         open_plane(self.comm, self.bells, {rank: first + rank for rank in range(self.comm.size)})
+
+
+@contextmanager
+def _folder(path: str) -> Iterator[None]:
+    """Make a private folder for a moment; a job that is cancelled just then leaves none either."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+
+    usual = signal.signal(signal.SIGTERM, end)
+    try:
+        os.mkdir(path, 0o700)
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        signal.signal(signal.SIGTERM, usual or signal.SIG_DFL)
 
 
 def _gathered(comm: Any, mine: bytes) -> list[bytes]:

@@ -1,6 +1,9 @@
 """Bells: waking ranks of this host and of others."""
 
 import select
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +112,26 @@ def test_another_host_is_rung_after_a_pause_alone(
 def test_an_address_that_leads_nowhere_is_no_error(apart: tuple[Bells, Bells]) -> None:
     apart[0].reach_far({1: "255.255.255.255|9"})
     assert apart[0].ring(1)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["usual", "cancelled"])
+def test_the_folder_of_a_host_is_gone_however_its_maker_ends(tmp_path: Path, told: bool) -> None:
+    folder = tmp_path / "bells"
+    program = f"""
+from hpcdist._managers.worker import _folder
+with _folder({str(folder)!r}):
+    print("there", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == "there\n"
+        assert folder.is_dir()
+        if told:
+            maker.terminate()
+        else:
+            maker.communicate("\n")
+        assert maker.wait(20) == (-signal.SIGTERM if told else 0)
+    assert not folder.exists()
