@@ -413,12 +413,12 @@ class Progress:
             busy = plane is not None and plane.busy()  # with what needs polling
             if not (lasting or busy):
                 _yield()
-            if turn & 7 == 0 or lasting:
+            if turn & 7 == 0 or (lasting and not busy):
                 now = _now()
                 if deadline is not None and now >= deadline:
                     raise TimeoutError
                 self._timers.run(now)
-                if rest == 0.0 and not lasting:
+                if rest == 0.0 and (busy or not lasting):
                     rest = now + self.spin
                     if self.woke or (plane is not None and plane.woke):
                         # Whoever was asleep takes a while: falling asleep too would double it.
