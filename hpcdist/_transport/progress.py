@@ -38,6 +38,7 @@ _SLEEP_MAX = 0.7  # seconds that a lost wake-up costs at the most
 _FAR_NAP_MAX = 0.1  # seconds until a message from another host is seen whose ring got lost
 _NAP_MAX = 0.05  # seconds a call may run after a long rest before the helper takes notice
 _WAKE_UP = 0.001  # seconds until a sleeper that was rung has answered
+_PUSH = 0.25  # seconds for which what MPI moves in pieces is pushed on, unless some of it is done
 _RARE = 0.01  # seconds between waits from which on they do not wake the helper
 _BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
 _LINGER = 200_000  # ns: messages this close behind each other are gathered into one frame
@@ -372,8 +373,7 @@ class Progress:
     def _drive(self, slot: Waitable, deadline: float | None, me: int, lasting: bool) -> None:
         plane = self.plane
         poll_fds, patience = self._watched.epoll.poll, 0 if lasting else self.patience
-        turn = looks = 0
-        rest = 0.0
+        turn, looks, rest, pushed = 0, 0, 0.0, False
         if self._slept or self.woke or (plane is not None and plane.woke):
             self._slept = False
             self._flush()
@@ -403,7 +403,7 @@ class Progress:
                 return  # `wait` raises it once the wheel is free
             looks += 1
             if active:
-                turn, rest = 0, 0.0
+                turn, rest, pushed = 0, 0.0, False
                 if self.spans_hosts:
                     self._busy_at = _now()
                 continue
@@ -411,7 +411,7 @@ class Progress:
             if turn <= patience:
                 continue
             busy = plane is not None and plane.busy()  # with what needs polling
-            if not (lasting or busy):
+            if busy or not lasting:
                 _yield()
             if turn & 7 == 0 or (lasting and not busy):
                 now = _now()
@@ -419,10 +419,10 @@ class Progress:
                     raise TimeoutError
                 self._timers.run(now)
                 if rest == 0.0 and (busy or not lasting):
-                    rest = now + self.spin
+                    rest = now + (_PUSH if busy and not (lasting or pushed) else self.spin)
                     if self.woke or (plane is not None and plane.woke):
                         # Whoever was asleep takes a while: falling asleep too would double it.
-                        rest = now + _WAKE_UP
+                        rest = max(rest, now + _WAKE_UP)
                         self.woke = False
                         if plane is not None:
                             plane.woke = False
@@ -431,7 +431,7 @@ class Progress:
                     self._slept = True
                     if slot.ready:
                         return
-                    turn, rest, patience, plane = 0, 0.0, 0, self.plane
+                    turn, rest, pushed, patience, plane = 0, 0.0, True, 0, self.plane
 
     def _flush(self) -> None:
         dirty = self.dirty
