@@ -244,10 +244,11 @@ class Turns:
 
     def _keep_turn(self) -> Call | None:
         """Take the next call, for a thread whose call has ended; none: its turn is passed on."""
-        with self._lock:
-            fits = self._running <= self._limit and not self._waiting_to_resume
-            if self._queue and fits and not self._stopped:
-                return self._queue.popleft()
+        if self._queue and not self._stopped:
+            with self._lock:
+                fits = self._running <= self._limit and not self._waiting_to_resume
+                if self._queue and fits:
+                    return self._queue.popleft()
         self._pass_on()
         return None
 
