@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Protocol
 
 
@@ -25,10 +26,17 @@ class Slot:
         self.error: BaseException | None = None
 
 
+def open_latch(latch: Any) -> None:
+    """Let whoever sleeps on a latch go on."""
+    with suppress(RuntimeError):  # open already
+        latch.release()
+
+
 class Plane(Protocol):
     """A way for messages that has to be polled (MPI)."""
 
     woke: bool
+    moved: int  # large buffers that have come or gone
 
     def poll(self) -> bool: ...
     def busy(self) -> bool: ...

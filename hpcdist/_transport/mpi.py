@@ -70,6 +70,7 @@ class MpiPlane:
         # Create_group while another thread polled beside it.
         self.paused = False
         self.woke = False  # a sleeper was rung: its answer takes longer
+        self.moved = 0  # large buffers that have come or gone
         self._deliver = deliver
         self._bells = bells
         self._probe, self._isend = comm.Improbe, comm.Isend
@@ -198,6 +199,7 @@ class MpiPlane:
             while waiting and self._all_here(waiting[0]):
                 entry = waiting.popleft()
                 active = True
+                self.moved += 1
                 kind, flags, ident, aux, body = entry.message
                 buffers: Sequence[Buffer] = entry.buffers
                 if flags & BODY_APART:
@@ -221,16 +223,19 @@ class MpiPlane:
         active = False
         sends = self._sends
         while sends:
-            entry = sends.popleft()
+            entry = sends[0]  # in its place until it is done: Ctrl-C may come between
             try:
                 done = entry[0].Test()
             except self._failed:
-                self._parked.append(entry)
+                self._parked.append(sends.popleft())
                 continue
             if not done:
-                sends.append(entry)  # behind the others: a slow peer must not hold them up
+                sends.rotate(-1)  # behind the others: a slow peer must not hold them up
                 break
+            sends.popleft()
             active = True
+            if type(entry[1]) is memoryview:
+                self.moved += 1
             if entry[3] is not None:
                 entry[3]()
         return active

@@ -24,11 +24,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from hpcdist._transport.contracts import Outbox, Plane, Waitable
+from hpcdist._transport.contracts import Outbox, Plane, Waitable, open_latch
 from hpcdist._transport.descriptors import Bed, Descriptors
 from hpcdist._transport.interrupts import InterruptGuard
 from hpcdist._transport.timers import Timers
@@ -38,7 +37,7 @@ _SLEEP_MAX = 0.7  # seconds that a lost wake-up costs at the most
 _FAR_NAP_MAX = 0.1  # seconds until a message from another host is seen whose ring got lost
 _NAP_MAX = 0.05  # seconds a call may run after a long rest before the helper takes notice
 _WAKE_UP = 0.001  # seconds until a sleeper that was rung has answered
-_PUSH = 0.25  # seconds for which what MPI moves in pieces is pushed on, unless some of it is done
+_PUSH = 0.25  # seconds to push on what MPI moves in pieces, once until some of it has moved
 _RARE = 0.01  # seconds between waits from which on they do not wake the helper
 _BRISK = 0.0005  # the interpreter's switch interval while a long call runs beside us
 _LINGER = 200_000  # ns: messages this close behind each other are gathered into one frame
@@ -63,6 +62,7 @@ class Progress:
         self.linger = _LINGER
         self.crowding = 1.0  # processes of this host for each core, at least 1
         self.spans_hosts = False  # the rings of MPI peers elsewhere may get lost
+        self._spent = -1  # what had moved when pushing on did not help
         self._busy_at = 0.0  # when something came last; kept where that is so
         self.before_sleep: list[Callable[[], None]] = []
         self._bed: Any = None
@@ -225,7 +225,7 @@ class Progress:
         slot.ready = True
         latch = slot.latch
         if latch is not None:
-            _open(latch)
+            open_latch(latch)
         elif self._asleep:
             # The sleeping driver may be the one who waits (we are another thread).
             self.wake()
@@ -268,7 +268,7 @@ class Progress:
         """End the wait a thread is in with KeyboardInterrupt."""
         self._interrupted.add(thread)
         for latch in list(self._followers):
-            _open(latch)
+            open_latch(latch)
         if self._asleep:
             self.wake()
 
@@ -373,7 +373,7 @@ class Progress:
     def _drive(self, slot: Waitable, deadline: float | None, me: int, lasting: bool) -> None:
         plane = self.plane
         poll_fds, patience = self._watched.epoll.poll, 0 if lasting else self.patience
-        turn, looks, rest, pushed = 0, 0, 0.0, False
+        turn, looks, rest, push = 0, 0, 0.0, 0.0
         if self._slept or self.woke or (plane is not None and plane.woke):
             self._slept = False
             self._flush()
@@ -403,7 +403,7 @@ class Progress:
                 return  # `wait` raises it once the wheel is free
             looks += 1
             if active:
-                turn, rest, pushed = 0, 0.0, False
+                turn, rest = 0, 0.0
                 if self.spans_hosts:
                     self._busy_at = _now()
                 continue
@@ -411,7 +411,7 @@ class Progress:
             if turn <= patience:
                 continue
             busy = plane is not None and plane.busy()  # with what needs polling
-            if busy or not lasting:
+            if not lasting:
                 _yield()
             if turn & 7 == 0 or (lasting and not busy):
                 now = _now()
@@ -419,19 +419,23 @@ class Progress:
                     raise TimeoutError
                 self._timers.run(now)
                 if rest == 0.0 and (busy or not lasting):
-                    rest = now + (_PUSH if busy and not (lasting or pushed) else self.spin)
+                    rest, push = now + self.spin, now + _PUSH
                     if self.woke or (plane is not None and plane.woke):
                         # Whoever was asleep takes a while: falling asleep too would double it.
-                        rest = max(rest, now + _WAKE_UP)
+                        rest = now + _WAKE_UP
                         self.woke = False
                         if plane is not None:
                             plane.woke = False
                 elif now > rest:
+                    if plane is not None and busy and not lasting:
+                        if now < push and plane.moved != self._spent:
+                            continue
+                        self._spent = plane.moved
                     self._sleep(slot, deadline)
                     self._slept = True
                     if slot.ready:
                         return
-                    turn, rest, pushed, patience, plane = 0, 0.0, True, 0, self.plane
+                    turn, rest, patience, plane = 0, 0.0, 0, self.plane
 
     def _flush(self) -> None:
         dirty = self.dirty
@@ -565,14 +569,14 @@ class Progress:
 
     def _release_follower(self) -> None:
         try:
-            _open(self._followers.popleft())
+            open_latch(self._followers.popleft())
         except IndexError:
             pass
 
     def _kick(self) -> None:
         if self._parked:
             self._parked = False
-            _open(self._tick)
+            open_latch(self._tick)
         if self._bed is not None:
             self._bed.kick()
 
@@ -592,8 +596,3 @@ class Progress:
 
 
 _MAIN = threading.main_thread().ident or 0
-
-
-def _open(latch: Any) -> None:
-    with suppress(RuntimeError):  # open already
-        latch.release()

@@ -184,6 +184,7 @@ def test_sending_receives_nothing(progress: Progress, monkeypatch: pytest.Monkey
         """A plane that counts the looks of this thread."""
 
         woke = False
+        moved = 0
 
         def arm(self) -> None:
             pass
@@ -211,6 +212,7 @@ def test_a_fault_while_giving_back_leaves_the_wheel_free(progress: Progress) -> 
         """A plane whose every look fails after the wait."""
 
         woke = False
+        moved = 0
         armed = 0
 
         def arm(self) -> None:
