@@ -278,6 +278,7 @@ def _open(comm: Any) -> None:
     _world = world = _World(comm)
     node.me = world.rank + 1
     node.start()
+    node.turns.restart()  # before anything can come: a block may have ended before we serve
     door = _Door(world) if world.rank == 0 else None
     told = world.comm.bcast(door.told if door else None)
     worker.open_plane(world.comm, world.bells, {r: r + 1 for r in range(world.size)})
@@ -305,7 +306,6 @@ def _open(comm: Any) -> None:
     for listener in world.listeners:
         reaching.accept_links(listener, world.cookie, secure=True)
     node.serving = True
-    node.turns.restart()
     import signal
 
     signal.signal(signal.SIGINT, node.turns.on_sigint)

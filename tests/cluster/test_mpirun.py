@@ -169,6 +169,33 @@ def test_error_in_a_block(how: str, script: Callable[..., Any]) -> None:
         eventually(lambda word=word: process_is_gone(int(word)), timeout=LEFT)
 
 
+def test_a_block_that_ends_before_a_rank_serves(script: Callable[..., Any]) -> None:
+    """Its calls are answered by then, beside the main thread, which is still on its way."""
+    text = """
+        import time
+        import hpcdist
+        from hpcdist._managers import mpi
+        from hpcdist._runtime.node import node
+
+        dial = mpi._dial_zero
+
+        def dial_slowly(*args):
+            dial(*args)
+            end = time.monotonic() + 10
+            while not node.turns._stopped and time.monotonic() < end:  # until it is told to leave
+                time.sleep(0.01)
+
+        mpi._dial_zero = dial_slowly
+        for turn in range(2):
+            with hpcdist.cluster(hpcdist.MPIManager()) as pids:
+                if pids is not None:
+                    assert [hpcdist.remotecall_fetch(hpcdist.myid, p) for p in pids] == pids
+        print("after", flush=True)
+    """
+    done = script(dedent(text), ranks=3, timeout=ENDED + 20)
+    assert (done.rc, done.out.split()) == (0, ["after"] * 3), done.err
+
+
 def test_parked_ranks_leave_with_the_world(script: Callable[..., Any]) -> None:
     done = run(script, enter="hpcdist.init()", work="rmprocs(workers()[-1])", end="sys.exit(3)")
     assert done.rc == 3, done.err
