@@ -8,6 +8,7 @@ calls on threads that take no turn, since one of them may block until another on
 from __future__ import annotations
 
 import inspect
+import pickle
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -100,6 +101,9 @@ class RemoteChannel(Reference):
         """Add an item; wait for room."""
         if key or self._freed or self.where == node.me:
             self._operate("put", (value, *key), timeout)
+            return
+        if type(value) in _NUMBERS:
+            self._ask_shortly("put", PUT_ITEM, pickle.dumps(value, 5), timeout)
             return
         payload = codec.dumps(value)
         if payload.refs or payload.buffers or len(payload.body) > _SHORT:
@@ -206,7 +210,11 @@ class RemoteChannel(Reference):
         if not peer.alive:
             node.fail(ident, slot)
         try:
-            ended = self._wait_for(name, ident, slot, timeout)
+            if timeout is None:
+                node.wait(slot)
+                ended = True
+            else:
+                ended = self._wait_for(name, ident, slot, timeout)
             if ended and name == "take":
                 peer.acknowledge(ident)
         except BaseException:
@@ -221,7 +229,7 @@ class RemoteChannel(Reference):
             return codec.loads(body, buffers) if len(body) else None
         return _unusual(flags, body, buffers)
 
-    def _wait_for(self, name: str, ident: int, slot: Slot, timeout: float | None) -> bool:
+    def _wait_for(self, name: str, ident: int, slot: Slot, timeout: float) -> bool:
         """Wait for the end of an operation; tell whether it came, or the time was over first."""
         try:
             node.wait(slot, timeout)
@@ -281,6 +289,7 @@ _HEAD_PLAIN = struct.Struct(HEAD.format + _PLAIN.format[1:])
 _NO_LIMIT = -1.0
 _GRACE = 0.25  # seconds that an owner has to say whether an operation came to its end
 _SHORT = 4096  # bytes of an item that travels with its control in one small message
+_NUMBERS = {int, float, complex, bool, type(None)}  # nothing inside to look after
 _BLOCKING = {"put", "take", "fetch", "wait"}
 _NO_ARGUMENTS = Payload(b"")
 _USED = "this remote channel has been freed"
