@@ -102,14 +102,14 @@ class RemoteChannel(Reference):
         if key or self._freed or self.where == node.me:
             self._operate("put", (value, *key), timeout)
             return
-        if type(value) in _NUMBERS:
-            self._ask_shortly("put", PUT_ITEM, pickle.dumps(value, 5), timeout)
-            return
-        payload = codec.dumps(value)
-        if payload.refs or payload.buffers or len(payload.body) > _SHORT:
-            self._ask("put", True, payload.own(), timeout)
-        else:
-            self._ask_shortly("put", PUT_ITEM, payload.body, timeout)
+        body = pickle.dumps(value, 5) if type(value) in _NUMBERS else None
+        if body is None or len(body) > _SHORT:  # some numbers have a million digits
+            payload = codec.dumps(value)
+            if payload.refs or payload.buffers or len(payload.body) > _SHORT:
+                self._ask("put", True, payload.own(), timeout)
+                return
+            body = payload.body
+        self._ask_shortly("put", PUT_ITEM, body, timeout)
 
     def take(self, *key: Any, timeout: float | None = None) -> Any:
         """Remove and return the oldest item; wait for one."""

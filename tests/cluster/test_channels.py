@@ -431,6 +431,16 @@ def test_all_processes_see_the_same(
     assert not remotecall_fetch(hpcdist.isopen, pids[2], things)
 
 
+def test_a_number_of_any_size_is_an_item(pids: list[int]) -> None:
+    """A small one travels with its control; a large one is more than a link takes at a time."""
+    channel = RemoteChannel(2, pids[0])
+    for number in (7, 1 << 8_000_000, 2.5):
+        channel.put(number)
+        assert channel.take(timeout=LONG) == number
+        assert remotecall_fetch(hpcdist.put, pids[1], channel, number) is None
+        assert remotecall_fetch(hpcdist.take, pids[1], channel) == number
+
+
 def test_items_of_one_sender_keep_their_order(
     remote_channel: Callable[..., RemoteChannel], pids: list[int]
 ) -> None:
