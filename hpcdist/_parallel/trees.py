@@ -38,6 +38,9 @@ Branch = tuple[int, int, tuple[Any, ...]]  # position, pid, the branches below
 Outcome = tuple[int, int, bytes, int, bool]  # position, how, what, its buffers, with references
 Result = tuple[int, Any, Sequence[Buffer], bool]  # the same at the root, with its buffers
 Starter = Callable[["Job", Any, Sequence[Buffer], Any], None]
+# What the root sends: the branch, pid and position of who wants its outcomes, what it is to do,
+# and whether it hands that on.
+Part = tuple[Branch, tuple[int, int], Payload, bool]
 
 starters: dict[int, Starter] = {}  # by kind; called by the driver, so they must not block
 _lock = threading.Lock()  # guards the jobs: two threads may end one at once
@@ -50,10 +53,11 @@ _early: dict[tuple[int, int, int], list[tuple[Any, Any]]] = {}  # outcomes that 
 
 def fan(pids: Sequence[int], positions: Sequence[int]) -> list[Branch]:
     """Cut a list into few contiguous blocks; the first of each leads the rest of it."""
-    count = len(positions)
+    if len(positions) <= WIDTH:
+        return flat(pids, positions)
     branches: list[Branch] = []
     start = 0
-    for size in shares(count, min(WIDTH, count)):
+    for size in shares(len(positions), WIDTH):
         block = positions[start : start + size]
         branches.append((block[0], pids[block[0]], tuple(fan(pids, block[1:]))))
         start += size
@@ -147,9 +151,8 @@ class Job:
         self.buffers: list[Buffer] = []
         self.ended = False
         self.through: Callable[[], None] | None = None  # called once our buffers have been sent
-        self.slots: dict[int, Slot] = {}
-        if combines or above is None:
-            self.slots = {branch[0]: Slot(branch[1]) for branch in branches}
+        # Where what is combined arrives: we put it behind our own part in order.
+        self.slots = {branch[0]: Slot(branch[1]) for branch in branches} if combines else {}
 
     def done(
         self, status: int, body: bytes, buffers: Sequence[Buffer] = (), refs: bool = False
@@ -174,7 +177,7 @@ class Job:
             if self.waiting.pop(position, None) is None:
                 return
             slot = self.slots.get(position)
-            if not self.combines:
+            if slot is None:
                 self.outcomes.extend(outcomes)
                 self.buffers.extend(buffers)
         if slot is not None:
@@ -229,8 +232,18 @@ def send(
     body: bytes,
     buffers: Sequence[Buffer] = (),
     through: Callable[[], None] | None = None,
+    at_once: bool = False,
 ) -> bool:
-    """Send a control to any process, this one included; tell whether it is alive."""
+    """Send a control to any process, this one included; tell whether it is alive.
+
+    Args:
+        pid: The process.
+        op: The control.
+        body: What it says.
+        buffers: What goes with it.
+        through: Called once the buffers are ours again.
+        at_once: Not with the next flush; for who holds the wheel.
+    """
     if pid == node.me:
         node.handlers[op](None, 0, body, buffers)  # type: ignore[arg-type]
         if through is not None and buffers:
@@ -239,30 +252,31 @@ def send(
     peer = node.peers.get(pid)
     if peer is None or not peer.alive:
         return False
-    peer.post(*pack(CONTROL, 0, 0, op, body, buffers), through if buffers else None)
+    data, parts = pack(CONTROL, 0, 0, op, body, buffers)
+    if at_once and not parts:
+        peer.send_now(data)
+    else:
+        peer.post(data, parts, through if buffers else None)
     return True
 
 
 class Root(Job):
     """A job as the process sees it that wants it done."""
 
-    __slots__ = ("kind", "payload", "pids")
+    __slots__ = ("all_in", "kind", "payload", "pids")
 
     def __init__(self, kind: int, pids: Sequence[int], combines: bool) -> None:
         super().__init__((node.me, next(node.ids), -1), (), None, combines)
         self.kind = kind
         self.pids = pids
         self.payload = Payload(b"")
+        self.all_in = Slot()
 
     def begin(self, payload: Payload, branches: Sequence[Branch]) -> None:
         """Hand the work down; who is told hands it on."""
         node.start()
         self.payload = payload
-        self.expect(branches)
-        for branch in branches:
-            self.tell(branch, payload)
-        self.told(branches)
-        node.progress.nudge()
+        self.hand_out([(branch, (node.me, -1), payload, True) for branch in branches], branches)
 
     def told(self, branches: Sequence[Branch]) -> None:
         """Send what has to follow the word of what is to be done."""
@@ -270,29 +284,44 @@ class Root(Job):
     def begin_flat(self, payloads: Callable[[int], Payload], branches: Sequence[Branch]) -> None:
         """Tell everyone ourselves, each what it is to do; outcomes come up the tree."""
         node.start()
-        self.expect(branches)
         me = (node.me, -1)
         todo = [(branch, me) for branch in branches]
         for branch, _ in todo:
             todo += [(sub, (branch[1], branch[0])) for sub in branch[2]]
-        for branch, above in reversed(todo):  # who waits for others hears last
-            self.tell(branch, payloads(branch[0]), above=above, forwards=False)
-        node.progress.nudge()
+        # Who waits for others hears last.
+        parts = [(branch, above, payloads(branch[0]), False) for branch, above in reversed(todo)]
+        self.hand_out(parts, branches)
 
-    def expect(self, branches: Sequence[Branch]) -> None:
-        """Wait for these."""
+    def hand_out(self, parts: Sequence[Part], branches: Sequence[Branch]) -> None:
+        """Send what is to be done, and wait for these branches."""
         with _lock:
             self.waiting.update((branch[0], branch) for branch in branches)
-            self.slots = {branch[0]: Slot(branch[1]) for branch in branches}
+            self.all_in.ready = not branches
             _jobs[self.key] = self
+            oldest = min(key[1] for key in _jobs if key[0] == node.me and key[2] == -1)
+        at_once = node.progress.seize()
+        try:
+            for part in parts:
+                self.tell(*part, oldest, at_once)
+        finally:
+            if at_once:
+                node.progress.let_go()
+        self.told(branches)
+        node.progress.nudge()
+
+    def look(self) -> None:
+        """End the wait once all is there."""
+        if not self.waiting:
+            node.progress.complete(self.all_in)
 
     def tell(
         self,
         branch: Branch,
+        above: tuple[int, int],
         parcel: Payload,
-        *,
-        above: tuple[int, int] | None = None,
-        forwards: bool = True,
+        forwards: bool,
+        oldest: int,
+        at_once: bool,
     ) -> None:
         """Send the work to one process."""
         body = parcel.body
@@ -302,8 +331,7 @@ class Root(Job):
                 listed = references.announce(parcel.refs, pid)
             body = listed + body
         facts = (self.key[0], self.key[1], self.kind, forwards, self.combines, bool(parcel.refs))
-        above = above or (node.me, -1)
-        if not hand_down(facts, branch, above, _oldest(), body, parcel.buffers):
+        if not hand_down(facts, branch, above, oldest, body, parcel.buffers, at_once):
             self.lose(branch[0])
 
     def wait(self, timeout: float | None = None) -> dict[int, Result]:
@@ -311,9 +339,8 @@ class Root(Job):
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while True:
-                for slot in self.slots.values():
-                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    node.wait(slot, left)
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                node.wait(self.all_in, left)
                 if self.combines:
                     return self.sorted()
                 answered = {o[0] for o in self.outcomes if o[1] != ORPHAN}
@@ -321,12 +348,7 @@ class Root(Job):
                 self.outcomes = [o for o in self.outcomes if o[1] != ORPHAN]
                 if not orphans:
                     return self.sorted()
-                branches = fan(self.pids, orphans)
-                self.expect(branches)
-                for branch in branches:
-                    self.tell(branch, self.payload)
-                self.told(branches)
-                node.progress.nudge()
+                self.begin(self.payload, fan(self.pids, orphans))
         except TimeoutError:
             raise
         except BaseException:  # Ctrl-C: the work goes on, nobody waits for it
@@ -335,7 +357,7 @@ class Root(Job):
 
     def is_done(self) -> bool:
         """Tell whether all outcomes are here."""
-        return all(slot.ready for slot in self.slots.values())
+        return self.all_in.ready
 
     def went_well(self) -> bool:
         """Tell whether all is done and nothing failed."""
@@ -344,16 +366,10 @@ class Root(Job):
     def sorted(self) -> dict[int, Result]:
         """Sort the outcomes by position."""
         self.forget()
-        outcomes, buffers = self.outcomes, self.buffers
-        if self.combines:
-            outcomes, buffers = [], []
-            for slot in self.slots.values():
-                outcomes += slot.value[0]
-                buffers += slot.value[1]
         found = {}
         start = 0
-        for position, status, body, count, refs in outcomes:
-            found[position] = (status, body, buffers[start : start + count], refs)
+        for position, status, body, count, refs in self.outcomes:
+            found[position] = (status, body, self.buffers[start : start + count], refs)
             start += count
         return dict(sorted(found.items()))
 
@@ -361,11 +377,6 @@ class Root(Job):
         """Take in nothing more."""
         with _lock:
             _jobs.pop(self.key, None)
-
-
-def _oldest() -> int:
-    """The number of our oldest job under way: what others keep of older ones they may drop."""
-    return min([key[1] for key in list(_jobs) if key[0] == node.me and key[2] == -1], default=0)
 
 
 # Of a job: root, number, kind, whether it is handed on, combines, has references in its payload.
@@ -379,10 +390,11 @@ def hand_down(
     oldest: int,
     body: Any,
     buffers: Sequence[Buffer],
+    at_once: bool = False,
 ) -> bool:
     """Send work to the first of a branch; tell whether it is alive."""
     data = pickle.dumps((facts, branch, above, oldest, bytes(body)), 5)
-    return send(branch[1], DOWN, data, buffers)
+    return send(branch[1], DOWN, data, buffers, at_once=at_once)
 
 
 @node.control(DOWN)
