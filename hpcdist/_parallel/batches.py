@@ -27,6 +27,8 @@ from types import CoroutineType
 from typing import Any
 
 from hpcdist import _errors
+from hpcdist._parallel import copies
+from hpcdist._parallel.segments import Place
 from hpcdist._runtime.controls import FORGET, TAKE_BACK
 from hpcdist._runtime.node import node, unpack_head
 from hpcdist._transport.router import Peer
@@ -61,6 +63,13 @@ class Forgotten(Exception):
     """The sender has dropped the function that a call names."""
 
 
+class Unmapped(Exception):
+    """The function lies in memory that cannot be opened from here: another container's, say."""
+
+
+_UNMAPPED = object()  # stands for such a function
+
+
 def keep(token: Token, body: Any, buffers: Sequence[Buffer], board: Any = None) -> None:
     """Take in a function for the calls that follow."""
     if board is not None:
@@ -69,10 +78,33 @@ def keep(token: Token, body: Any, buffers: Sequence[Buffer], board: Any = None) 
         value = codec.loads(body, buffers)
     except BaseException as exc:  # whoever calls it is told
         value = _Broken(exc)
+    _keep(token, value)
+
+
+def _keep(token: Token, value: Any) -> None:
     with _arrived:
         if token not in _forgotten:
             _kept[token] = value
         _arrived.notify_all()
+
+
+def keep_shared(token: Token, place: Place, layout: copies.Layout, board: Any) -> None:
+    """Take in a function that lies in shared memory."""
+    attach(token[0], board)
+    value: Any
+    copy = None
+    try:
+        if token in _forgotten:
+            raise Forgotten
+        copy = copies.mapped_copy(place, layout, ())
+        value = codec.loads(copy.body, [codec.copied(b) for b in copy.buffers])
+    except BaseException as exc:
+        if copy is None:
+            copies.dropped.append((place[0], place[3]))
+        unmapped = copy is None and isinstance(exc, OSError)
+        value = _UNMAPPED if unmapped else _Broken(exc.with_traceback(None))
+    del copy  # and so says that we have no view any more
+    _keep(token, value)
 
 
 def kept(token: Token) -> Any:
@@ -84,6 +116,8 @@ def kept(token: Token) -> Any:
             found = _kept.get(token)
     if found is None:
         raise Forgotten
+    if found is _UNMAPPED:
+        raise Unmapped
     if type(found) is _Broken:
         raise found.error
     return found
@@ -334,12 +368,17 @@ def run(token: Token, ident: int, unit: int, columns: Sequence[Any]) -> Any:
     """Run a batch for another process; return what to send back."""
     try:
         work = kept(token)
-    except Forgotten:
-        return None
+    except (Forgotten, Unmapped) as exc:
+        return _cannot(exc)
     out = perform(work, token, ident, unit, columns)
     if hides_coroutines(out):
         return _awaited(work, out, token)
     return _packed(work, out, token)
+
+
+def _cannot(why: Forgotten | Unmapped) -> bool | None:
+    """Say that a batch could not be run: None, nobody wants it; False, send the function."""
+    return False if type(why) is Unmapped else None
 
 
 def hides_coroutines(out: Outcome) -> bool:
@@ -374,8 +413,8 @@ async def run_async(token: Token, ident: int, unit: int, columns: Sequence[Any])
     """Run a batch of a coroutine function for another process."""
     try:
         work = kept(token)
-    except Forgotten:
-        return None
+    except (Forgotten, Unmapped) as exc:
+        return _cannot(exc)
     return _packed(work, await perform_async(work, token, ident, unit, columns), token)
 
 

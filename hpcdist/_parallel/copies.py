@@ -56,6 +56,11 @@ def host_of(pid: int) -> str:
     return member.host if member is not None else ""
 
 
+def is_here(pid: int) -> bool:
+    """Tell whether a process is of our host, as its name says."""
+    return host_of(pid) == host_of(node.me)
+
+
 def mapped_copy(place: Place, layout: Layout, refs: Any) -> Copy:
     maker, _, _, inode, _ = place
     memory = segments.view(place, lambda: dropped.append((maker, inode)))
@@ -78,9 +83,14 @@ def free(key: RefId, pids: Sequence[int]) -> None:
 def drop(key: RefId) -> None:
     copy = held.pop(key, None)
     if copy is not None and copy.segment is not None:
-        _tell_closed(segments.release(copy.segment))
+        release(copy.segment)
     del copy
     _tell_dropped()
+
+
+def release(segment: Segment) -> None:
+    """What is in a segment of ours is no longer wanted, as far as we are concerned."""
+    _tell_closed(segments.release(segment))
 
 
 @node.control(DROP)

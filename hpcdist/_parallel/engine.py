@@ -30,7 +30,6 @@ from hpcdist._runtime.controls import FORGET, TAKE_BACK
 from hpcdist._runtime.node import node, pack_head
 from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec
-from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import FAILED, FETCH, OURS, OUTCOME, REFS
 
 _AHEAD = 512  # items of an iterator consumed ahead, for each worker
@@ -113,7 +112,7 @@ class Engine:
         self._own_token = token is None
         self._token = token or (node.me, next(node.ids))
         self._told = told if told is not None else set()
-        self._payload: Payload | None = None
+        self._packed: posting.Packed | None = None
         self._lanes: dict[int, Lane] = {}
         self._gone: list[Lane] = []
         self._parts: deque[Part] = deque()  # handed back, or to run again
@@ -224,6 +223,8 @@ class Engine:
         if self._auto and self._seconds is not None:
             large = any(lane.nbytes for lane in self._all_lanes())
             habits.learn(self.work.f, None if large else self._seconds)
+        if self._packed is not None:
+            self._packed.end()
         for lane in self._all_lanes():
             idents = [b.ident for b in reversed(lane.batches)]
             for ident in (*idents, *lane.questions):
@@ -393,11 +394,9 @@ class Engine:
 
     def _tell(self, lane: Lane, peer: Any) -> None:
         """Send the function, once to each worker."""
-        if self._payload is None:
-            self._payload = codec.dumps(self.work)
-            if self._copy:
-                self._payload.own()
-        posting.tell(peer, self._token, self._payload)
+        if self._packed is None:
+            self._packed = posting.Packed(self.work, self._copy)
+        self._packed.tell(peer, self._token, lane.shares)
         lane.told = True
         self._told.add(lane.pid)
 
@@ -505,6 +504,11 @@ class Engine:
                 return
             del refs
         if answer is None:  # the map had ended: this cannot be, unless it has
+            return
+        if answer is False:  # it cannot open the memory the function is in
+            if lane.shares:
+                lane.shares = lane.told = False
+            self._hand_on(what.part, 0)
             return
         results, error, seconds, on_board = answer
         lane.on_board = on_board

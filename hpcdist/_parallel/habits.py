@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from types import CodeType
+from types import BuiltinFunctionType, CodeType, ModuleType
 from typing import Any
 
 _KEPT_MOST = 256
@@ -16,30 +16,32 @@ _SMALL = 64  # bytes
 _NUMBERS = {int, float, complex, bool, type(None)}
 
 _lock = threading.Lock()  # guards what is kept
-_seconds: dict[CodeType, float] = {}
+_seconds: dict[Any, float] = {}
 
 
 def learned(f: Any) -> float | None:
     """How long an item of a function took the last time; None: not known."""
-    code = _code_of(f)
-    return None if code is None else _seconds.get(code)
+    key = _key_of(f)
+    return None if key is None else _seconds.get(key)
 
 
 def learn(f: Any, seconds: float | None) -> None:
     """Keep what an item of a function took; None: forget it."""
-    code = _code_of(f)
-    if code is None:
+    key = _key_of(f)
+    if key is None:
         return
     with _lock:
-        _seconds.pop(code, None)
+        _seconds.pop(key, None)
         if len(_seconds) >= _KEPT_MOST:
             del _seconds[next(iter(_seconds))]
         if seconds is not None:
-            _seconds[code] = seconds
+            _seconds[key] = seconds
 
 
-def _code_of(f: Any) -> CodeType | None:
+def _key_of(f: Any) -> Any:
     """What tells a function from others; None where captured values make it another one."""
+    if type(f) is BuiltinFunctionType:
+        return f if type(f.__self__) is ModuleType else None
     code = getattr(f, "__code__", None)
     return code if type(code) is CodeType and not f.__closure__ else None
 

@@ -65,6 +65,7 @@ class Lane:
         self.pid = pid
         self.batches: list[Batch] = []  # in flight, the oldest first
         self.told = False  # it has been sent the function
+        self.shares = True  # it can open memory of ours, as far as we know
         self.on_board = False  # it says on the board what it runs
         self.open = True  # it may be given more
         self.asked = 0.0  # when items were last asked back

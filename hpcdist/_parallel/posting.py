@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from threading import get_ident
 from typing import Any
 
 from hpcdist import _errors
-from hpcdist._parallel import batches
+from hpcdist._parallel import batches, copies, segments
 from hpcdist._parallel.batches import Token, Work
+from hpcdist._parallel.copies import is_here
 from hpcdist._parallel.lanes import Batch
 from hpcdist._remote import calls
 from hpcdist._runtime import references
@@ -42,18 +44,70 @@ def board() -> batches.Board:
     return _the_board
 
 
-def tell(peer: Any, token: Token, work: Payload) -> None:
-    """Send what a map does to each item, for the batches that follow."""
-    parts = [pickle.PickleBuffer(b) for b in work.buffers]
-    large = len(work.body) >= codec.APART_MIN
-    body = pickle.PickleBuffer(work.body) if large else work.body
-    buffers: list[Buffer] = []
-    apart = lambda buffer: buffers.append(buffer.raw())
-    packed = pickle.dumps((token, body, parts, board().address), 5, buffer_callback=apart)
-    wrapped = Payload(packed, buffers, work.refs)
-    post(peer, DO, 0, batches.keep, wrapped)
-    if b"main_globals" in work.body:
-        peer.bound.clear()  # its globals were assigned there: calls must tell theirs anew
+class Packed:
+    """What a map does to each item, pickled once for the batches that follow.
+
+    What is large goes to the workers of this host by shared memory, where it is written once.
+    """
+
+    def __init__(self, work: Work, own: bool) -> None:
+        """Pickle it.
+
+        Args:
+            work: What to do.
+            own: Whether its arrays may be changed by their owner meanwhile.
+        """
+        self._pieces, self._payload = codec.in_pieces(work)
+        if own:
+            self._payload.own()
+        self._assigns = any(b"main_globals" in piece for piece in self._pieces)
+        self._sizes = [
+            sum(len(piece) for piece in self._pieces),
+            *(memoryview(b).nbytes for b in self._payload.buffers),
+        ]
+        self._segment: segments.Segment | None = None
+        self._offsets: list[int] = []
+
+    def tell(self, peer: Any, token: Token, shares: bool) -> None:
+        """Send it to a worker, which can open our memory or not."""
+        if shares and sum(self._sizes) >= segments.SHARED_MIN and is_here(peer.pid):
+            self._show(peer, token)
+        else:
+            self._send(peer, token)
+        if self._assigns:
+            peer.bound.clear()  # its globals were assigned there: calls must tell theirs anew
+
+    def _show(self, peer: Any, token: Token) -> None:
+        segment = self._segment
+        if segment is None:
+            self._offsets, size = segments.lay_out(self._sizes)
+            segment = self._segment = segments.lend(size)
+            ends = accumulate(map(len, self._pieces), initial=0)
+            segments.fill(segment, self._pieces, [*ends][:-1])
+            segments.fill(segment, self._payload.buffers, self._offsets[1:])
+        segment.users.add(peer.pid)
+        layout = (self._offsets, self._sizes)
+        head = pickle.dumps((token, segment.place(node.me), layout, board().address), 5)
+        post(peer, DO, 0, batches.keep_shared, Payload(head, (), self._payload.refs))
+        if not peer.alive:
+            segment.users.discard(peer.pid)
+
+    def _send(self, peer: Any, token: Token) -> None:
+        work = self._payload
+        if not work.body:
+            work.body = b"".join(self._pieces)
+        parts = [pickle.PickleBuffer(b) for b in work.buffers]
+        large = len(work.body) >= codec.APART_MIN
+        body = pickle.PickleBuffer(work.body) if large else work.body
+        buffers: list[Buffer] = []
+        apart = lambda buffer: buffers.append(buffer.raw())
+        packed = pickle.dumps((token, body, parts, board().address), 5, buffer_callback=apart)
+        post(peer, DO, 0, batches.keep, Payload(packed, buffers, work.refs))
+
+    def end(self) -> None:
+        """No worker is told any more."""
+        if self._segment is not None:
+            copies.release(self._segment)
 
 
 def post(peer: Any, wants: int, ident: int, f: Callable[..., Any], payload: Payload) -> None:

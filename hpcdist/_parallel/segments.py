@@ -19,6 +19,7 @@ from hpcdist._wire.frames import Buffer
 
 SHARED_MIN = 256 * 1024  # a smaller value is sent to each
 _FREE_MOST = 4  # segments kept for the next value
+_FREE_BYTES = 256 << 20  # what they have in all, unless it is one alone
 _MAPPED_MOST = 16  # segments of others kept mapped
 _ALIGN = 64
 _STEP = 1 << 20
@@ -112,8 +113,11 @@ def close_free() -> list[int]:
 
 def _shrink(keep: int = _FREE_MOST) -> list[int]:
     free = [s for s in _pool.values() if _is_free(s)]
+    nbytes = sum(s.size for s in free)
     closed = []
-    for segment in free[: max(0, len(free) - keep)]:
+    while len(free) > keep or (len(free) > 1 and nbytes > _FREE_BYTES):
+        segment = free.pop(0)
+        nbytes -= segment.size
         del _pool[segment.inode]
         segment.close()
         closed.append(segment.inode)

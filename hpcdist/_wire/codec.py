@@ -7,11 +7,10 @@ and then fail on the receiver, whose `__main__` is another. Their name stands in
 
 from __future__ import annotations
 
-import io
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -51,7 +50,7 @@ class Payload:
     def own(self) -> Payload:
         """Copy the buffers that belong to the sender's objects, which may change meanwhile."""
         if self.buffers:
-            self.buffers = [_copied(b) for b in self.buffers]
+            self.buffers = [copied(b) for b in self.buffers]
         return self
 
     @property
@@ -59,7 +58,8 @@ class Payload:
         return len(self.body) + sum(memoryview(b).nbytes for b in self.buffers)
 
 
-def _copied(buffer: Buffer) -> Buffer:
+def copied(buffer: Buffer) -> Buffer:
+    """Copy a buffer to memory that is ours to write to."""
     view = memoryview(buffer).cast("B")
     copy = blank(view.nbytes)
     memoryview(copy)[:] = view
@@ -106,16 +106,8 @@ def dumps(value: Any) -> Payload:
     if type(value) in _ATOMS or (type(value) is tuple and _only_atoms(map(type, value))):
         return Payload(pickle.dumps(value, 5))
     buffers: list[Buffer] = []
-
-    def apart(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes < APART_MIN or len(buffers) >= _APART_MOST:
-            return True
-        buffers.append(view)
-        return False
-
     try:
-        body = pickle.dumps(value, 5, buffer_callback=apart)
+        body = pickle.dumps(value, 5, buffer_callback=_set_apart(buffers))
         if b"__main__" not in body:
             return Payload(body, buffers, _taken()) if met else Payload(body, buffers)
     except _NOT_PICKLED:
@@ -124,17 +116,48 @@ def dumps(value: Any) -> Payload:
         _taken()
         raise
     _taken()
-    buffers.clear()
-    stream = io.BytesIO()
-    pickler = _Pickler(stream, 5, buffer_callback=apart)
+    pieces, payload = in_pieces(value)
+    payload.body = b"".join(pieces)
+    return payload
+
+
+def in_pieces(value: Any) -> tuple[list[bytes], Payload]:
+    """Pickle a value with cloudpickle; the stream comes in pieces, large objects as they are."""
+    buffers: list[Buffer] = []
+    stream = _Pieces()
+    pickler = _Pickler(stream, 5, buffer_callback=_set_apart(buffers))
     try:
         pickler.dump(value)
     except BaseException:
         _taken()
         raise
-    payload = Payload(stream.getvalue(), buffers, _taken())
+    payload = Payload(b"", buffers, _taken())
     payload.names = tuple(pickler.main_names)
-    return payload
+    return stream.pieces, payload
+
+
+class _Pieces:
+    """The file a pickler writes to. It is given large bytes themselves: nothing is copied."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self.pieces.append(data if type(data) is bytes else bytes(data))
+        return len(data)
+
+
+def _set_apart(buffers: list[Buffer]) -> Callable[[pickle.PickleBuffer], bool]:
+    """Make the callback that keeps large buffers out of the stream."""
+
+    def apart(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < APART_MIN or len(buffers) >= _APART_MOST:
+            return True
+        buffers.append(view)
+        return False
+
+    return apart
 
 
 def dump_atoms(args: tuple[Any, ...]) -> bytes | None:

@@ -17,9 +17,17 @@ def test_what_was_learned_is_known_for_the_same_code():
     assert habits.learned(make()) is None
 
 
-def test_a_callable_without_code_is_not_kept():
+def test_a_builtin_is_known():
     habits.learn(abs, 1.0)
-    assert habits.learned(abs) is None
+    assert habits.learned(abs) == 1.0
+    assert habits.learned(len) is None
+    habits.learn(abs, None)
+
+
+def test_a_bound_method_or_a_class_is_not_kept():
+    for f in ([].append, str, numpy.float64(1).sum):
+        habits.learn(f, 1.0)
+        assert habits.learned(f) is None
 
 
 def test_a_function_that_captures_values_is_not_kept():

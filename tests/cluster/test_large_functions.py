@@ -1,0 +1,169 @@
+"""Functions of a map that are large: they go to the workers of a host by shared memory, once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hpcdist
+from hpcdist import RemoteException, imap_unordered, myid, pmap, remotecall_fetch, workers
+from hpcdist._parallel import segments
+from tests.helpers import eventually, kill9
+
+LARGE = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def all_memory_is_free_again() -> Any:
+    yield
+    eventually(lambda: all(segments._is_free(s) for s in segments._pool.values()))
+
+
+def where(_: Any) -> int:
+    time.sleep(0.02)
+    return myid()
+
+
+def test_captured_bytes_text_and_arrays(pids: list[int]) -> None:
+    data, text, array = os.urandom(LARGE), "\xe4\u20ac" * LARGE, np.arange(LARGE)
+    number = bytearray(data)
+
+    def look(k: int) -> tuple[int, Any]:
+        time.sleep(0.02)
+        seen = data[k], text[k], int(array[k]), number[k], len(text), int(array.sum())
+        return myid(), seen
+
+    found = pmap(look, range(12), batch_size=1)
+    expected = [(data[k], text[k], k, data[k], 2 * LARGE, int(array.sum())) for k in range(12)]
+    assert [seen for _, seen in found] == expected
+    assert {pid for pid, _ in found} == set(pids)
+
+
+def test_an_array_is_each_workers_own(pids: list[int]) -> None:
+    array = np.zeros(LARGE)
+
+    def add(_: int) -> tuple[int, float]:
+        time.sleep(0.02)
+        array[:] += 1  # kept from item to item, and not seen by others
+        return myid(), float(array[-1])
+
+    last: dict[int, float] = {}
+    for pid, value in imap_unordered(add, range(12), batch_size=1):
+        last[pid] = max(value, last.get(pid, 0))
+    assert sum(last.values()) == 12
+    assert set(last) == set(pids)
+    assert not array.any()
+
+
+def test_the_function_as_it_was_when_the_map_began(pids: list[int]) -> None:
+    array = np.zeros(LARGE)
+    results = imap_unordered(lambda _: (time.sleep(0.02), float(array.sum()))[1], range(30))
+    first = next(results)
+    array[:] = 1.0
+    assert {first, *results} == {0.0}
+
+
+def test_globals_come_along(pids: list[int]) -> None:
+    import __main__
+
+    __main__.hd_large = b"y" * LARGE  # type: ignore[attr-defined]
+    f = eval("lambda k: hd_large[k]", vars(__main__))
+    try:
+        assert pmap(f, range(4)) == [ord("y")] * 4
+        __main__.hd_large = b"z" * LARGE  # type: ignore[attr-defined]
+        assert pmap(f, range(4)) == [ord("z")] * 4
+        # A call of it finds the present value, too.
+        __main__.hd_large = b"q" * LARGE  # type: ignore[attr-defined]
+        assert remotecall_fetch(f, pids[0], 1) == ord("q")
+    finally:
+        del __main__.hd_large  # type: ignore[attr-defined]
+
+
+def test_references_inside(pids: list[int]) -> None:
+    channel = hpcdist.RemoteChannel(lambda: hpcdist.Channel(20))
+    data = b"x" * LARGE
+    pmap(lambda k: channel.put(len(data) + k), range(10))
+    assert sorted(channel.take() - LARGE for _ in range(10)) == list(range(10))
+
+
+def test_memory_that_cannot_be_opened(pids: list[int]) -> None:
+    """Another container's, say: the function is sent."""
+
+    def shut(pid: int, closed: bool) -> None:
+        from hpcdist._parallel import segments
+
+        class Shut:
+            def __init__(self, place: Any) -> None:
+                raise OSError("not from here")
+
+        if closed:
+            segments._hd_open = segments._Mapping  # type: ignore[attr-defined]
+            segments._Mapping = Shut  # type: ignore[assignment,misc]
+            segments.unmap(1)
+        else:
+            segments._Mapping = segments._hd_open  # type: ignore[attr-defined]
+
+    data = os.urandom(LARGE)
+    for pid in pids[:2]:
+        remotecall_fetch(shut, pid, pid, True)
+    try:
+        found = pmap(lambda k: (where(k), data[k]), range(30), batch_size=1)
+        assert [byte for _, byte in found] == list(data[:30])
+        assert {pid for pid, _ in found} == set(pids)
+    finally:
+        for pid in pids[:2]:
+            remotecall_fetch(shut, pid, pid, False)
+
+
+class Unwanted:
+    """Cannot be unpickled on a worker."""
+
+    def __reduce__(self) -> Any:
+        return refuse, (os.getpid(),)
+
+
+def refuse(maker: int) -> Unwanted:
+    if os.getpid() != maker:
+        raise ValueError("not on a worker")
+    return Unwanted()
+
+
+def test_what_cannot_be_unpickled_is_the_maps_error(pids: list[int]) -> None:
+    data, unwanted = b"x" * LARGE, Unwanted()
+    with pytest.raises(RemoteException, match="not on a worker"):
+        pmap(lambda k: (data[k], unwanted), range(4))
+
+
+def test_a_map_that_ends_at_once(pids: list[int]) -> None:
+    """Who has not begun to read when the map is over, reads nothing, and says so."""
+    data = b"x" * LARGE
+    for _ in range(20):
+        assert next(imap_unordered(lambda k: data[k], range(100))) == ord("x")
+    assert pmap(lambda k: len(data), range(3)) == [LARGE] * 3
+
+
+def test_a_worker_dies_in_the_middle(fresh: Callable[..., list[int]]) -> None:
+    mine = fresh(2)
+    doomed = remotecall_fetch(os.getpid, mine[0])
+    pool = hpcdist.WorkerPool(mine)
+    data = b"x" * LARGE
+    results = imap_unordered(lambda k: (where(k), data[k]), range(40), pool=pool, batch_size=1)
+    seen = [next(results)]
+    kill9(doomed)
+    seen += results
+    assert [byte for _, byte in seen] == [ord("x")] * 40
+    assert mine[0] not in workers()
+
+
+def test_a_caching_pool_is_told_once(pids: list[int]) -> None:
+    pool = hpcdist.CachingPool(pids)
+    data = b"x" * LARGE
+    f = lambda k: (where(k), data[k])
+    for _ in range(3):
+        assert {byte for _, byte in pmap(f, range(12), pool=pool)} == {ord("x")}
+    hpcdist.clear(pool)
