@@ -1,7 +1,8 @@
 """What an item of a function took in earlier maps, so that the next map need not feel its way.
 
 Only for items that are small beyond doubt, and for functions that capture nothing and whose results
-were small: a batch of many is pickled before its size is known.
+were small: a batch of many is pickled before its size is known. And whether the parts of a loop
+were small: a few of these are combined where they are wanted, without a way up a tree.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import Any
 
 _KEPT_MOST = 256
 _SMALL = 64  # bytes
+_LIGHT = 1024  # bytes
+_MOMENT = 0.0003  # seconds
 _NUMBERS = {int, float, complex, bool, type(None)}
 
 _lock = threading.Lock()  # guards what is kept
 _seconds: dict[Any, float] = {}
+_light: dict[Any, bool] = {}
 
 
 def learned(f: Any) -> float | None:
@@ -27,15 +31,33 @@ def learned(f: Any) -> float | None:
 
 def learn(f: Any, seconds: float | None) -> None:
     """Keep what an item of a function took; None: forget it."""
+    _keep(_seconds, _key_of(f), seconds)
+
+
+def are_light(f: Any) -> bool:
+    """Tell whether the parts of a function's loops have been small, and quickly combined."""
+    return _light.get(_key_of(f), False)
+
+
+def weigh(f: Any, nbytes: int, seconds: float) -> None:
+    """Keep how large the parts of a function's loop were, and how long it took to combine them.
+
+    Once heavy, always heavy: up a tree nobody sees what combining takes.
+    """
     key = _key_of(f)
-    if key is None:
+    if _light.get(key, True):
+        _keep(_light, key, nbytes <= _LIGHT and seconds <= _MOMENT)
+
+
+def _keep(where: dict[Any, Any], key: Any, value: Any) -> None:
+    if key is None or (key in where and where[key] == value):
         return
     with _lock:
-        _seconds.pop(key, None)
-        if len(_seconds) >= _KEPT_MOST:
-            del _seconds[next(iter(_seconds))]
-        if seconds is not None:
-            _seconds[key] = seconds
+        where.pop(key, None)
+        if len(where) >= _KEPT_MOST:
+            del where[next(iter(where))]
+        if value is not None:
+            where[key] = value
 
 
 def _key_of(f: Any) -> Any:

@@ -38,8 +38,8 @@ def distributed(
     """Run a loop's body on all workers, each a contiguous part; combine with `op`.
 
     It is applied to the body, as a decorator or a call. Each worker folds its part from the left,
-    and the parts are combined in order up a tree of workers: `op` has to be associative, but need
-    not commute.
+    and the parts are combined in order up a tree of workers, or here where they are few and small:
+    `op` has to be associative, but need not commute.
 
     Args:
         r: What to loop over: a range, a list, an array, any sequence.
@@ -74,7 +74,7 @@ def distributed(
         if op is None:
             return LoopHandle(items, body, chunked, listed)
         common, payloads = _payloads(items, body, op, chunked, len(listed))
-        result = reductions.run(LOOP, listed, common, payloads, op, "distributed failed")
+        result = reductions.run(LOOP, listed, common, payloads, body, op, "distributed failed")
         return result if init is _NOTHING else op(init, result)
 
     return run

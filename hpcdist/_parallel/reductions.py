@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcdist import _errors
 from hpcdist._errors import CompositeException
-from hpcdist._parallel import shipping, trees
+from hpcdist._parallel import habits, shipping, trees
 from hpcdist._parallel.calling import hurry, in_user, result_of
 from hpcdist._parallel.trees import DEAD, FAILED, OK, REDUCE, Job, Outcome, Root
 from hpcdist._runtime import references
@@ -23,6 +23,7 @@ from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import Buffer
 
 _FLAT_MOST = 8  # up to so many are told by the root itself: quicker than from hand to hand
+_HERE_MOST = 8  # the small parts of so many are combined by the root itself
 
 # Operators whose result on two arrays can be written over one of them, and numpy's name for each.
 # `min` and `max` of two arrays have no other meaning than element by element.
@@ -64,7 +65,7 @@ def reduce(
     if not callable(op):
         raise TypeError(f"an operator of two arguments is needed, not {op!r}")
     parcel = codec.dumps((shipping.ship(f), shipping.ship(op), args))
-    return run(REDUCE, listed, parcel, lambda _: parcel, op, "reduce failed")
+    return run(REDUCE, listed, parcel, lambda _: parcel, f, op, "reduce failed")
 
 
 def listed_pids(pids: Any) -> list[int]:
@@ -88,6 +89,7 @@ def run(
     pids: Sequence[int],
     common: Payload | None,
     payloads: Callable[[int], Payload],
+    f: Any,
     op: Callable[[Any, Any], Any],
     message: str,
 ) -> Any:
@@ -98,14 +100,16 @@ def run(
         pids: Who does it, in the order of combining.
         common: What all are told, if they are told the same.
         payloads: What each is told, by position.
+        f: What they run.
         op: Combines two results.
         message: Of the error, when several fail.
     """
     count = len(pids)
-    if node.topology == "all_to_all":
+    here = count <= _HERE_MOST and habits.are_light(f)
+    if node.topology == "all_to_all" and not here:
         root = Root(kind, pids, combines=True)
         branches = [trees.doubling(pids, 0, count)]
-    else:  # workers may not talk to each other: their parts are combined here
+    else:  # or workers may not talk to each other: their parts are combined here
         root = Root(kind, pids, combines=False)
         branches = trees.flat(pids, range(count))
     if common is None or count <= _FLAT_MOST or not root.combines:
@@ -115,7 +119,23 @@ def run(
     outcomes = root.wait()
     raise_failures(outcomes, message)
     results = [result_of(outcome) for outcome in outcomes.values()]
-    return functools.reduce(op, results)
+    began = time.perf_counter()
+    try:
+        result = _as_up_a_tree(op, results, 0, len(results))
+    except Exception as exc:  # as if a worker had combined them
+        raise _errors.decode_error(_errors.encode_error(exc, node.me)) from None
+    habits.weigh(f, root.nbytes, time.perf_counter() - began)
+    return result
+
+
+def _as_up_a_tree(op: Callable[[Any, Any], Any], parts: Sequence[Any], first: int, end: int) -> Any:
+    """Combine parts in the pairs in which `trees.doubling` does: sums of floats are the same."""
+    value = parts[first]
+    start, size = first + 1, 1
+    while start < end:
+        value = op(value, _as_up_a_tree(op, parts, start, min(start + size, end)))
+        start, size = start + size, 2 * size
+    return value
 
 
 def raise_failures(outcomes: dict[int, Any], message: str) -> None:

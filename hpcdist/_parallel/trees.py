@@ -373,6 +373,12 @@ class Root(Job):
             start += count
         return dict(sorted(found.items()))
 
+    @property
+    def nbytes(self) -> int:
+        """How large the largest outcome is, or all of their buffers."""
+        largest = max((len(outcome[2]) for outcome in self.outcomes), default=0)
+        return largest + sum(memoryview(b).nbytes for b in self.buffers)
+
     def forget(self) -> None:
         """Take in nothing more."""
         with _lock:

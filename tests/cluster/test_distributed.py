@@ -24,6 +24,7 @@ from hpcdist import (
     remotecall_fetch,
     workers,
 )
+from hpcdist._parallel import habits
 from tests.helpers import eventually, kill9
 
 
@@ -193,6 +194,45 @@ def test_dictionaries_are_merged_on_the_workers(pids: list[int]) -> None:
         lambda line: {w: line.split().count(w) for w in line.split()}
     )
     assert counted == {"a": 3, "b": 3, "c": 2}
+
+
+def test_the_same_pairs_in_every_run(pids: list[int]) -> None:
+    """A body whose parts were small: from the second run on they are combined here."""
+    body = lambda i: [f"{i}"]
+    joined = lambda left, right: [f"({left[0]} {right[0]})"]
+    first = distributed(range(5), joined, pids=pids)(body)
+    assert habits.are_light(body)
+    assert distributed(range(5), joined, pids=pids)(body) == first
+    floats = lambda i: 0.1 * i
+    sums = {distributed(range(1000), operator.add)(floats) for _ in range(3)}
+    assert len(sums) == 1
+
+
+def test_parts_that_are_large_or_slow_to_combine_meet_up_the_tree(pids: list[int]) -> None:
+    array = lambda i: np.full(1000, i)
+    for _ in range(2):
+        assert distributed(range(3), operator.add)(array)[0] == 3
+        assert not habits.are_light(array)
+
+    def slowly(left: int, right: int) -> int:
+        time.sleep(0.001)
+        combined_by.append(myid())
+        return left + right
+
+    combined_by: list[int] = []
+    body = lambda i: i + 0
+    for _ in range(4):
+        assert distributed(range(9), slowly)(body) == 36
+    assert combined_by == [1, 1]  # once: the second run showed that it takes its time
+
+
+def test_a_reduction_whose_operator_fails_here(pids: list[int]) -> None:
+    body = lambda i: i
+    assert distributed(range(3), operator.add)(body) == 3
+    with pytest.raises(ZeroDivisionError) as caught:
+        distributed(range(3), lambda a, b: a / 0)(body)
+    assert isinstance(caught.value, RemoteException)
+    assert caught.value.pid == 1
 
 
 # --- failures ------------------------------------------------------------------------------------

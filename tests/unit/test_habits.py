@@ -56,3 +56,17 @@ def test_small_items_are_told_from_those_that_may_be_large():
     assert not habits.are_small([[1, numpy.zeros(10), 1]])
     assert not habits.are_small([numpy.zeros((4, 100))])
     assert not habits.are_small([numpy.array([1, "x"], dtype=object)])
+
+
+def test_once_heavy_always_heavy():
+    f = lambda x: x
+    assert not habits.are_light(f)
+    habits.weigh(f, 10, 1e-6)
+    assert habits.are_light(f)
+    habits.weigh(f, 10, 1.0)
+    assert not habits.are_light(f)
+    habits.weigh(f, 10, 1e-6)
+    assert not habits.are_light(f)
+    g = lambda x: [x]
+    habits.weigh(g, 1 << 20, 1e-6)
+    assert not habits.are_light(g)
