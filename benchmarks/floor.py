@@ -4,6 +4,7 @@ The duplicate communicator is made before the measured part, and the raw rounds 
 ours in the same processes: on a machine with neighbours only such pairs can be compared.
 """
 
+import os
 from time import perf_counter
 from typing import Any
 
@@ -43,11 +44,38 @@ def answer(peer: int, count: int) -> None:
         _comm.Isend(data, peer, _SMALL).Wait()
 
 
-def _receive(peer: int, into: bytearray) -> None:
+def _receive(peer: int, into: bytearray, give_way: bool = False) -> None:
     probe = _comm.Improbe
     while (message := probe(peer, _SMALL)) is None:
-        pass
+        if give_way:
+            os.sched_yield()
     message.Recv(into)
+
+
+def ask_all(peers: list[int], items: int, count: int) -> list[float]:
+    """Time a message to each of several ranks that run `add_up`, and all of their answers."""
+    out, back = bytearray(_SIZE), bytearray(_SIZE)
+    out[:8] = items.to_bytes(8, "little")
+    times = []
+    for _ in range(count):
+        start = perf_counter()
+        requests = [_comm.Isend(out, peer, _SMALL) for peer in peers]
+        for peer in peers:
+            _receive(peer, back, give_way=True)
+        times.append(perf_counter() - start)
+        for request in requests:
+            request.Wait()
+    return times
+
+
+def add_up(peer: int, count: int) -> None:
+    """Answer what `ask_all` sends: run a body for so many items, and add."""
+    data = bytearray(_SIZE)
+    body = lambda i: i
+    for _ in range(count):
+        _receive(peer, data, give_way=True)
+        data[8:16] = sum(map(body, range(int.from_bytes(data[:8], "little")))).to_bytes(8, "little")
+        _comm.Isend(data, peer, _SMALL).Wait()
 
 
 def send_array(peer: int, length: int, count: int) -> list[float]:
