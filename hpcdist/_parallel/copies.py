@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from hpcdist._parallel.segments import Place, Segment
 from hpcdist._runtime.controls import DROP, DROPPED, UNMAP
 from hpcdist._runtime.node import node
 from hpcdist._runtime.references import RefId
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
 from hpcdist._wire.frames import Buffer
@@ -65,6 +67,18 @@ def mapped_copy(place: Place, layout: Layout, refs: Any) -> Copy:
     maker, _, _, inode, _ = place
     memory = segments.view(place, lambda: dropped.append((maker, inode)))
     return Copy.in_memory(memory, layout, refs)
+
+
+def lend(size: int) -> Segment:
+    """Find a segment of ours; wait a moment for one whose readers are just leaving it."""
+    for _ in range(10):
+        if not segments.is_draining(size):
+            break
+        try:
+            node.progress.wait(Slot(), time.monotonic() + 0.001)
+        except TimeoutError:
+            pass
+    return segments.lend(size)
 
 
 # Freeing

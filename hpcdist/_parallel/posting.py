@@ -81,7 +81,7 @@ class Packed:
         segment = self._segment
         if segment is None:
             self._offsets, size = segments.lay_out(self._sizes)
-            segment = self._segment = segments.lend(size)
+            segment = self._segment = copies.lend(size)
             ends = accumulate(map(len, self._pieces), initial=0)
             segments.fill(segment, self._pieces, [*ends][:-1])
             segments.fill(segment, self._payload.buffers, self._offsets[1:])

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcdist import _errors
-from hpcdist._parallel import segments, trees
+from hpcdist._parallel import copies, segments, trees
 from hpcdist._parallel.copies import Copy, Layout, dropped, held, host_of, mapped_copy
 from hpcdist._parallel.segments import Place, Segment
 from hpcdist._parallel.trees import FAILED, MAP, OK, RECEIVE, Branch, Job, Root
 from hpcdist._runtime.controls import CHUNK
 from hpcdist._runtime.node import node, pack_head, unpack_head
 from hpcdist._runtime.references import RefId
-from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire.blocks import blank
 from hpcdist._wire.codec import Payload
@@ -28,7 +27,7 @@ def share(key: RefId, payload: Payload, pids: Sequence[int]) -> None:
     parts: list[Buffer] = [payload.body, *payload.buffers]
     sizes = [memoryview(part).nbytes for part in parts]
     offsets, size = segments.lay_out(sizes)
-    segment = _lend(size)
+    segment = copies.lend(size)
     segments.fill(segment, parts, offsets)
     here = host_of(node.me)
     hosts: dict[str, list[int]] = {}
@@ -74,18 +73,6 @@ def _tell_to_map(
     shape = trees.fan if node.topology == "all_to_all" else trees.flat
     root.begin(Payload(body, (), payload.refs), shape(pids, range(len(pids))))
     return root, pids
-
-
-def _lend(size: int) -> Segment:
-    """Find a segment; wait a moment for one whose readers are just leaving it."""
-    for _ in range(10):
-        if not segments.is_draining(size):
-            break
-        try:
-            node.wait(Slot(), 0.001)
-        except TimeoutError:
-            pass
-    return segments.lend(size)
 
 
 def _start_map(job: Job, body: Any, buffers: Sequence[Buffer], refs: Any) -> None:
