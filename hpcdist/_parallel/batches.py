@@ -13,7 +13,6 @@ few at a time; an item of more than a fraction of a millisecond is entered alone
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import mmap
 import os
@@ -341,6 +340,8 @@ async def perform_async(
     work: Work, token: Token, ident: int, unit: int, columns: Sequence[Any]
 ) -> Outcome:
     """Run the items of a batch in order, on the event loop."""
+    import asyncio  # 20 ms: not before the first map
+
     out = Outcome()
     key = (token[0], ident)
     running = Running(columns, unit)
