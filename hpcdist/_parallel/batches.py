@@ -73,6 +73,9 @@ def keep(token: Token, body: Any, buffers: Sequence[Buffer], board: Any = None) 
     """Take in a function for the calls that follow."""
     if board is not None:
         attach(token[0], board)
+    with _arrived:
+        if _kept.get(token) is _UNMAPPED:
+            del _kept[token]  # with several turns: it is coming now, do not ask again
     try:
         value = codec.loads(body, buffers)
     except BaseException as exc:  # whoever calls it is told
@@ -89,19 +92,16 @@ def _keep(token: Token, value: Any) -> None:
 
 def keep_shared(token: Token, place: Place, layout: copies.Layout, board: Any) -> None:
     """Take in a function that lies in shared memory."""
-    attach(token[0], board)
-    value: Any
+    value: Any = _UNMAPPED
     copy = None
     try:
-        if token in _forgotten:
-            raise Forgotten
         copy = copies.mapped_copy(place, layout, ())
-        value = codec.loads(copy.body, [codec.copied(b) for b in copy.buffers])
-    except BaseException as exc:
-        if copy is None:
-            copies.dropped.append((place[0], place[3]))
-        unmapped = copy is None and isinstance(exc, OSError)
-        value = _UNMAPPED if unmapped else _Broken(exc.with_traceback(None))
+        attach(token[0], board)
+        if token not in _forgotten:
+            value = codec.loads(copy.body, [codec.copied(b) for b in copy.buffers])
+    except BaseException as exc:  # whoever calls it is told
+        if copy is not None or not isinstance(exc, OSError):
+            value = _Broken(exc.with_traceback(None))
     del copy  # and so says that we have no view any more
     _keep(token, value)
 

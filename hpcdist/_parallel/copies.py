@@ -64,13 +64,43 @@ def is_here(pid: int) -> bool:
 
 
 def mapped_copy(place: Place, layout: Layout, refs: Any) -> Copy:
-    maker, _, _, inode, _ = place
-    memory = segments.view(place, lambda: dropped.append((maker, inode)))
-    return Copy.in_memory(memory, layout, refs)
+    """Map a copy. Its maker is told once that we have no view of it: when it goes, or cannot come.
+
+    Raises:
+        OSError: It cannot be opened from here: another container's, say.
+    """
+    said: list[bool] = []
+
+    def gone() -> None:
+        if not said:
+            said.append(True)
+            dropped.append((place[0], place[3]))
+
+    try:
+        return Copy.in_memory(segments.view(place, gone), layout, refs)
+    except BaseException:
+        gone()
+        raise
 
 
-def lend(size: int) -> Segment:
+def written(size: int, parts: Sequence[Buffer], offsets: Sequence[int]) -> Segment:
+    """Write parts into shared memory of ours.
+
+    Raises:
+        OSError: There is none to be had.
+    """
+    segment = _lend(size)
+    try:
+        segments.fill(segment, parts, offsets)
+    except BaseException:  # Ctrl-C
+        let_go(segment)
+        raise
+    return segment
+
+
+def _lend(size: int) -> Segment:
     """Find a segment of ours; wait a moment for one whose readers are just leaving it."""
+    _release_all()
     for _ in range(10):
         if not segments.is_draining(size):
             break
@@ -97,14 +127,26 @@ def free(key: RefId, pids: Sequence[int]) -> None:
 def drop(key: RefId) -> None:
     copy = held.pop(key, None)
     if copy is not None and copy.segment is not None:
-        release(copy.segment)
+        let_go(copy.segment)
     del copy
-    _tell_dropped()
+    _tidy()
 
 
-def release(segment: Segment) -> None:
-    """What is in a segment of ours is no longer wanted, as far as we are concerned."""
-    _tell_closed(segments.release(segment))
+_unwanted: list[Segment] = []
+
+
+def let_go(segment: Segment) -> None:
+    """What is in a segment of ours is no longer wanted. For finalisers, too: under any lock."""
+    _unwanted.append(segment)
+
+
+def _release_all() -> None:
+    while _unwanted:
+        try:
+            segment = _unwanted.pop()
+        except IndexError:  # another thread was faster
+            return
+        _tell_closed(segments.release(segment))
 
 
 @node.control(DROP)
@@ -115,8 +157,9 @@ def _on_drop(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
 dropped: list[tuple[int, int]] = []  # (maker, inode) of segments whose views here have gone
 
 
-def _tell_dropped() -> None:
-    """Tell the makers of segments that we have no more views of them."""
+def _tidy() -> None:
+    """Tell the makers of segments that we have no more views of them; look after our own."""
+    _release_all()
     while dropped:
         try:
             maker, inode = dropped.pop()
@@ -126,9 +169,10 @@ def _tell_dropped() -> None:
             _tell_closed(segments.left(inode, node.me))
         else:
             trees.send(maker, DROPPED, pickle.dumps(inode, 5))
+    _tell_closed(segments.close_idle())
 
 
-node.progress.before_sleep.append(_tell_dropped)
+node.progress.before_sleep.append(_tidy)
 
 
 @node.control(DROPPED)

@@ -396,7 +396,8 @@ class Engine:
         """Send the function, once to each worker."""
         if self._packed is None:
             self._packed = posting.Packed(self.work, self._copy)
-        self._packed.tell(peer, self._token, lane.shares)
+        # Batches of coroutines take no turn: they would ask for it again before it has one.
+        self._packed.tell(peer, self._token, lane.shares and not self.work.is_async)
         lane.told = True
         self._told.add(lane.pid)
 
@@ -508,6 +509,7 @@ class Engine:
         if answer is False:  # it cannot open the memory the function is in
             if lane.shares:
                 lane.shares = lane.told = False
+            lane.rest()  # until it has been sent the function
             self._hand_on(what.part, 0)
             return
         results, error, seconds, on_board = answer

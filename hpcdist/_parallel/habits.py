@@ -15,10 +15,9 @@ from typing import Any
 _KEPT_MOST = 256
 _SMALL = 64  # bytes
 _LIGHT = 1024  # bytes
-_MOMENT = 0.0003  # seconds
 _NUMBERS = {int, float, complex, bool, type(None)}
 
-_lock = threading.Lock()  # guards what is kept
+_lock = threading.RLock()  # guards what is kept; re-entrant, as a finaliser may end a map
 _seconds: dict[Any, float] = {}
 _light: dict[Any, bool] = {}
 
@@ -35,18 +34,13 @@ def learn(f: Any, seconds: float | None) -> None:
 
 
 def are_light(f: Any) -> bool:
-    """Tell whether the parts of a function's loops have been small, and quickly combined."""
+    """Tell whether the parts of a function's loop were small the last time."""
     return _light.get(_key_of(f), False)
 
 
-def weigh(f: Any, nbytes: int, seconds: float) -> None:
-    """Keep how large the parts of a function's loop were, and how long it took to combine them.
-
-    Once heavy, always heavy: up a tree nobody sees what combining takes.
-    """
-    key = _key_of(f)
-    if _light.get(key, True):
-        _keep(_light, key, nbytes <= _LIGHT and seconds <= _MOMENT)
+def weigh(f: Any, nbytes: int) -> None:
+    """Keep whether the parts of a function's loop were small."""
+    _keep(_light, _key_of(f), nbytes <= _LIGHT)
 
 
 def _keep(where: dict[Any, Any], key: Any, value: Any) -> None:

@@ -38,8 +38,8 @@ def distributed(
     """Run a loop's body on all workers, each a contiguous part; combine with `op`.
 
     It is applied to the body, as a decorator or a call. Each worker folds its part from the left,
-    and the parts are combined in order up a tree of workers, or here where they are few and small:
-    `op` has to be associative, but need not commute.
+    and the parts are combined in order up a tree of workers (or here, if they are few and small, and
+    `op` is Python's or numpy's own): `op` has to be associative, but need not commute.
 
     Args:
         r: What to loop over: a range, a list, an array, any sequence.

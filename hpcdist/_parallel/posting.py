@@ -65,32 +65,38 @@ class Packed:
             sum(len(piece) for piece in self._pieces),
             *(memoryview(b).nbytes for b in self._payload.buffers),
         ]
+        self._is_large = sum(self._sizes) >= segments.SHARED_MIN
         self._segment: segments.Segment | None = None
         self._offsets: list[int] = []
 
     def tell(self, peer: Any, token: Token, shares: bool) -> None:
         """Send it to a worker, which can open our memory or not."""
-        if shares and sum(self._sizes) >= segments.SHARED_MIN and is_here(peer.pid):
-            self._show(peer, token)
-        else:
+        if not (shares and is_here(peer.pid) and self._show(peer, token)):
             self._send(peer, token)
         if self._assigns:
             peer.bound.clear()  # its globals were assigned there: calls must tell theirs anew
 
-    def _show(self, peer: Any, token: Token) -> None:
+    def _show(self, peer: Any, token: Token) -> bool:
+        """Say where it lies in shared memory; tell whether it does."""
         segment = self._segment
-        if segment is None:
+        if segment is None and self._is_large:
             self._offsets, size = segments.lay_out(self._sizes)
-            segment = self._segment = copies.lend(size)
-            ends = accumulate(map(len, self._pieces), initial=0)
-            segments.fill(segment, self._pieces, [*ends][:-1])
-            segments.fill(segment, self._payload.buffers, self._offsets[1:])
-        segment.users.add(peer.pid)
+            starts = [*accumulate(map(len, self._pieces), initial=0)][:-1]
+            parts = [*self._pieces, *self._payload.buffers]
+            try:
+                segment = copies.written(size, parts, [*starts, *self._offsets[1:]])
+            except OSError:  # too many open files, say
+                self._is_large = False
+            self._segment = segment
+        if segment is None:
+            return False
+        segments.enter(segment, [peer.pid])
         layout = (self._offsets, self._sizes)
         head = pickle.dumps((token, segment.place(node.me), layout, board().address), 5)
         post(peer, DO, 0, batches.keep_shared, Payload(head, (), self._payload.refs))
         if not peer.alive:
-            segment.users.discard(peer.pid)
+            segments.left_all(peer.pid)
+        return True
 
     def _send(self, peer: Any, token: Token) -> None:
         work = self._payload
@@ -105,9 +111,10 @@ class Packed:
         post(peer, DO, 0, batches.keep, Payload(packed, buffers, work.refs))
 
     def end(self) -> None:
-        """No worker is told any more."""
-        if self._segment is not None:
-            copies.release(self._segment)
+        """No worker is told any more. A finaliser may call it."""
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            copies.let_go(segment)
 
 
 def post(peer: Any, wants: int, ident: int, f: Callable[..., Any], payload: Payload) -> None:

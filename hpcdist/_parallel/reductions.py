@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import sys
-import time
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 from hpcdist import _errors
@@ -105,7 +105,7 @@ def run(
         message: Of the error, when several fail.
     """
     count = len(pids)
-    here = count <= _HERE_MOST and habits.are_light(f)
+    here = count <= _HERE_MOST and _is_known(op) and habits.are_light(f)
     if node.topology == "all_to_all" and not here:
         root = Root(kind, pids, combines=True)
         branches = [trees.doubling(pids, 0, count)]
@@ -119,13 +119,20 @@ def run(
     outcomes = root.wait()
     raise_failures(outcomes, message)
     results = [result_of(outcome) for outcome in outcomes.values()]
-    began = time.perf_counter()
+    habits.weigh(f, root.nbytes)
     try:
-        result = _as_up_a_tree(op, results, 0, len(results))
-    except Exception as exc:  # as if a worker had combined them
-        raise _errors.decode_error(_errors.encode_error(exc, node.me)) from None
-    habits.weigh(f, root.nbytes, time.perf_counter() - began)
-    return result
+        return _as_up_a_tree(op, results, 0, len(results))
+    except (Exception, SystemExit) as exc:  # as if a worker had combined them
+        error = _errors.encode_error(exc, node.me)
+    raise _errors.decode_error(error)
+
+
+def _is_known(op: Any) -> bool:
+    """Tell whether an operator is Python's or numpy's own; others are run on the workers."""
+    if type(op) is BuiltinFunctionType:
+        return True
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(op) is numpy.ufunc
 
 
 def _as_up_a_tree(op: Callable[[Any, Any], Any], parts: Sequence[Any], first: int, end: int) -> Any:
@@ -133,7 +140,7 @@ def _as_up_a_tree(op: Callable[[Any, Any], Any], parts: Sequence[Any], first: in
     value = parts[first]
     start, size = first + 1, 1
     while start < end:
-        value = op(value, _as_up_a_tree(op, parts, start, min(start + size, end)))
+        value = combine(op, value, _as_up_a_tree(op, parts, start, min(start + size, end)))
         start, size = start + size, 2 * size
     return value
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hpcdist._wire.frames import Buffer
@@ -20,6 +22,7 @@ from hpcdist._wire.frames import Buffer
 SHARED_MIN = 256 * 1024  # a smaller value is sent to each
 _FREE_MOST = 4  # segments kept for the next value
 _FREE_BYTES = 256 << 20  # what they have in all, unless it is one alone
+_FREE_FOR = 10.0  # seconds for which they are kept
 _MAPPED_MOST = 16  # segments of others kept mapped
 _ALIGN = 64
 _STEP = 1 << 20
@@ -41,8 +44,9 @@ class Segment:
         except BaseException:
             os.close(self.fd)
             raise
-        self.users: set[int] = set()  # processes that may still have views
+        self.users: Counter[int] = Counter()  # how many views each process may still have
         self.kept = False  # whether the value in it is still held by its owner
+        self.lent_at = 0.0
 
     def place(self, maker: int) -> Place:
         """Say how others find it."""
@@ -50,7 +54,10 @@ class Segment:
 
     def close(self) -> None:
         """Give the memory back, as far as we are concerned."""
-        self.memory.close()
+        try:
+            self.memory.close()
+        except BufferError:  # an error that is kept somewhere has a view of it: it goes with that
+            pass
         os.close(self.fd)
 
 
@@ -61,20 +68,31 @@ _pool: dict[int, Segment] = {}  # ours, by inode
 def lend(size: int) -> Segment:
     """Find a free segment, or make one."""
     with _lock:
-        fit = [s for s in _pool.values() if _is_free(s) and size <= s.size <= 4 * size + _STEP]
+        fit = [s for s in _pool.values() if _is_free(s) and _fits(s, size)]
         found = min(fit, key=lambda s: s.size, default=None)
         if found is None:
             found = Segment(size)
             _pool[found.inode] = found
         found.kept = True
+        found.lent_at = time.monotonic()
         return found
+
+
+def enter(segment: Segment, pids: Iterable[int]) -> None:
+    """These processes get a view each."""
+    with _lock:
+        segment.users.update(pids)
 
 
 def is_draining(size: int) -> bool:
     """Tell whether no segment is free now and one is about to be."""
     with _lock:
-        fit = [s for s in _pool.values() if not s.kept and s.size >= size]
+        fit = [s for s in _pool.values() if not s.kept and _fits(s, size)]
         return bool(fit) and not any(_is_free(s) for s in fit)
+
+
+def _fits(segment: Segment, size: int) -> bool:
+    return size <= segment.size <= 4 * size + _STEP
 
 
 def _is_free(segment: Segment) -> bool:
@@ -89,11 +107,13 @@ def release(segment: Segment) -> list[int]:
 
 
 def left(inode: int, pid: int) -> list[int]:
-    """A process has dropped its views; return the inodes of segments now closed."""
+    """A process has dropped a view; return the inodes of segments now closed."""
     with _lock:
         segment = _pool.get(inode)
         if segment is not None:
-            segment.users.discard(pid)
+            segment.users[pid] -= 1
+            if segment.users[pid] <= 0:
+                del segment.users[pid]
         return _shrink()
 
 
@@ -101,7 +121,7 @@ def left_all(pid: int) -> None:
     """A process is dead: it has no views."""
     with _lock:
         for segment in _pool.values():
-            segment.users.discard(pid)
+            del segment.users[pid]  # nothing happens where it has none
         _shrink()
 
 
@@ -109,6 +129,16 @@ def close_free() -> list[int]:
     """Close what nobody uses; return the inodes of segments now closed."""
     with _lock:
         return _shrink(0)
+
+
+def close_idle() -> list[int]:
+    """Close what nobody has used for a while; return the inodes of segments now closed."""
+    if not _pool:
+        return []
+    before = time.monotonic() - _FREE_FOR
+    with _lock:
+        idle = all(s.lent_at < before for s in _pool.values() if _is_free(s))
+        return _shrink(0) if idle else []
 
 
 def _shrink(keep: int = _FREE_MOST) -> list[int]:
@@ -136,11 +166,10 @@ def lay_out(sizes: Sequence[int]) -> tuple[list[int], int]:
 
 def fill(segment: Segment, parts: Sequence[Buffer], offsets: Sequence[int]) -> None:
     """Write parts into a segment."""
-    memory = memoryview(segment.memory)
-    for part, offset in zip(parts, offsets, strict=True):
-        view = memoryview(part).cast("B")
-        memory[offset : offset + view.nbytes] = view
-    memory.release()
+    with memoryview(segment.memory) as memory:
+        for part, offset in zip(parts, offsets, strict=True):
+            view = memoryview(part).cast("B")
+            memory[offset : offset + view.nbytes] = view
 
 
 # Mapping the segments of others (and, to read them, our own)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hpcdist import _errors
 from hpcdist._parallel import copies, segments, trees
-from hpcdist._parallel.copies import Copy, Layout, dropped, held, host_of, mapped_copy
+from hpcdist._parallel.copies import Copy, Layout, held, host_of, mapped_copy
 from hpcdist._parallel.segments import Place, Segment
 from hpcdist._parallel.trees import FAILED, MAP, OK, RECEIVE, Branch, Job, Root
 from hpcdist._runtime.controls import CHUNK
@@ -27,8 +27,7 @@ def share(key: RefId, payload: Payload, pids: Sequence[int]) -> None:
     parts: list[Buffer] = [payload.body, *payload.buffers]
     sizes = [memoryview(part).nbytes for part in parts]
     offsets, size = segments.lay_out(sizes)
-    segment = copies.lend(size)
-    segments.fill(segment, parts, offsets)
+    segment = copies.written(size, parts, offsets)
     here = host_of(node.me)
     hosts: dict[str, list[int]] = {}
     for pid in pids:
@@ -36,7 +35,7 @@ def share(key: RefId, payload: Payload, pids: Sequence[int]) -> None:
             hosts.setdefault(host_of(pid), []).append(pid)
     near = hosts.pop(here, [])
     layout = (offsets, sizes)
-    segment.users = {node.me, *near}
+    segments.enter(segment, [node.me, *near])
     place = segment.place(node.me)
     copy = held[key] = mapped_copy(place, layout, payload.refs)
     copy.segment = segment
@@ -81,7 +80,6 @@ def _start_map(job: Job, body: Any, buffers: Sequence[Buffer], refs: Any) -> Non
     try:
         held[key] = mapped_copy(place, layout, refs)
     except OSError as exc:  # another namespace, say: it has to be sent
-        dropped.append((place[0], place[3]))
         job.done(FAILED, _errors.encode_error(exc, node.me))
         return
     job.done(OK, b"")
@@ -157,7 +155,7 @@ class _Incoming:
         memory: Any
         if mates is not None:
             self.segment = segments.lend(size)
-            self.segment.users = {node.me, *mates}
+            segments.enter(self.segment, mates)
             memory = self.segment.memory
         else:
             memory = blank(size)

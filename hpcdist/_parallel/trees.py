@@ -296,23 +296,30 @@ class Root(Job):
         """Send what is to be done, and wait for these branches."""
         with _lock:
             self.waiting.update((branch[0], branch) for branch in branches)
+            self.all_in = Slot()  # a new one: who has just found the last one done may be slow
             self.all_in.ready = not branches
             _jobs[self.key] = self
             oldest = min(key[1] for key in _jobs if key[0] == node.me and key[2] == -1)
-        at_once = node.progress.seize()
         try:
-            for part in parts:
-                self.tell(*part, oldest, at_once)
-        finally:
-            if at_once:
-                node.progress.let_go()
-        self.told(branches)
-        node.progress.nudge()
+            at_once = node.progress.seize()
+            try:
+                for part in parts:
+                    self.tell(*part, oldest, at_once)
+            finally:
+                if at_once:
+                    node.progress.let_go()
+            self.told(branches)
+            node.progress.nudge()
+        except BaseException:  # Ctrl-C: who has been told does it, nobody waits for it
+            self.forget()
+            raise
 
     def look(self) -> None:
         """End the wait once all is there."""
-        if not self.waiting:
-            node.progress.complete(self.all_in)
+        with _lock:
+            over = None if self.waiting else self.all_in
+        if over is not None:
+            node.progress.complete(over)
 
     def tell(
         self,

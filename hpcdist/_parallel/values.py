@@ -12,7 +12,7 @@ from typing import Any
 
 from hpcdist._errors import HpcdistError, ProcessExitedException
 from hpcdist._parallel import segments, trees
-from hpcdist._parallel.copies import Copy, dropped, free, held, host_of, mapped_copy
+from hpcdist._parallel.copies import Copy, free, held, host_of, mapped_copy
 from hpcdist._parallel.reductions import listed_pids
 from hpcdist._parallel.sending import raise_all, send, share
 from hpcdist._parallel.trees import OK
@@ -301,7 +301,7 @@ def _unpacked(body: Any, buffers: Sequence[Buffer]) -> Copy | None:
             place, layout = facts
             return mapped_copy(place, layout, refs)
         except OSError:
-            dropped.append((place[0], place[3]))
+            pass
     return None
 
 
@@ -313,7 +313,7 @@ def _on_pull(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> No
         node.reply(peer, ident, OK, pack_head((_NONE, None, False)))
         return
     if shared and copy.segment is not None:
-        copy.segment.users.add(peer.pid)
+        segments.enter(copy.segment, [peer.pid])
         sizes = [memoryview(part).nbytes for part in (copy.body, *copy.buffers)]
         offsets, _ = segments.lay_out(sizes)
         facts = (copy.segment.place(node.me), (offsets, sizes))

@@ -148,7 +148,7 @@ class Progress:
 
     def nudge(self, wait: float = 0.0) -> None:
         """Flush the outboxes now, if nobody else is about to; or have it done, within `wait`."""
-        main = _ident() == _MAIN
+        main = _ident() == _MAIN and not self._main_inside
         if main:
             self._main_inside = True
         try:
@@ -180,10 +180,11 @@ class Progress:
 
         For a thread that waits next: that wait wakes the helper, if it has to be.
         """
-        main = _ident() == _MAIN
+        main = _ident() == _MAIN and not self._main_inside
         if main:
             self._main_inside = True  # before the wheel is ours: Ctrl-C must not come between
         if self._wheel.acquire(False):
+            self._driver = _ident()
             return True
         if main:
             self._leave_main()

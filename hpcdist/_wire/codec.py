@@ -116,13 +116,29 @@ def dumps(value: Any) -> Payload:
         _taken()
         raise
     _taken()
-    pieces, payload = in_pieces(value)
+    pieces, payload = _by_cloudpickle(value)
     payload.body = b"".join(pieces)
     return payload
 
 
 def in_pieces(value: Any) -> tuple[list[bytes], Payload]:
-    """Pickle a value with cloudpickle; the stream comes in pieces, large objects as they are."""
+    """Pickle a value; the stream comes in pieces, large objects as they are."""
+    buffers: list[Buffer] = []
+    stream = _Pieces()
+    try:
+        pickle.Pickler(stream, 5, buffer_callback=_set_apart(buffers)).dump(value)
+        if not any(b"__main__" in piece for piece in stream.pieces):
+            return stream.pieces, Payload(b"", buffers, _taken())
+    except _NOT_PICKLED:
+        pass
+    except BaseException:
+        _taken()
+        raise
+    _taken()
+    return _by_cloudpickle(value)
+
+
+def _by_cloudpickle(value: Any) -> tuple[list[bytes], Payload]:
     buffers: list[Buffer] = []
     stream = _Pieces()
     pickler = _Pickler(stream, 5, buffer_callback=_set_apart(buffers))

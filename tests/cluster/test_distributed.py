@@ -198,41 +198,60 @@ def test_dictionaries_are_merged_on_the_workers(pids: list[int]) -> None:
 
 def test_the_same_pairs_in_every_run(pids: list[int]) -> None:
     """A body whose parts were small: from the second run on they are combined here."""
-    body = lambda i: [f"{i}"]
-    joined = lambda left, right: [f"({left[0]} {right[0]})"]
-    first = distributed(range(5), joined, pids=pids)(body)
-    assert habits.are_light(body)
-    assert distributed(range(5), joined, pids=pids)(body) == first
     floats = lambda i: 0.1 * i
     sums = {distributed(range(1000), operator.add)(floats) for _ in range(3)}
     assert len(sums) == 1
+    assert habits.are_light(floats)
+    made = lambda i: Pair(str(i))
+    first = distributed(range(5), operator.add, pids=[*pids, *pids[:2]])(made).text
+    assert first == "((0+1)+((2+3)+4))" or first == "(((0+1)+(2+3))+4)"
+    for _ in range(2):
+        again = distributed(range(5), operator.add, pids=[*pids, *pids[:2]])(made)
+        assert again.text == first
 
 
-def test_parts_that_are_large_or_slow_to_combine_meet_up_the_tree(pids: list[int]) -> None:
+class Pair:
+    """Shows in which pairs it was added."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __add__(self, other: "Pair") -> "Pair":
+        return Pair(f"({self.text}+{other.text})")
+
+
+def test_large_parts_meet_up_the_tree(pids: list[int]) -> None:
     array = lambda i: np.full(1000, i)
     for _ in range(2):
         assert distributed(range(3), operator.add)(array)[0] == 3
         assert not habits.are_light(array)
 
-    def slowly(left: int, right: int) -> int:
-        time.sleep(0.001)
-        combined_by.append(myid())
-        return left + right
 
-    combined_by: list[int] = []
-    body = lambda i: i + 0
-    for _ in range(4):
-        assert distributed(range(9), slowly)(body) == 36
-    assert combined_by == [1, 1]  # once: the second run showed that it takes its time
+def test_small_arrays_are_compared_item_by_item_in_every_run(pids: list[int]) -> None:
+    body = lambda i: np.array([i, -i, 1])
+    for op, expected in ((max, [2, 0, 1]), (min, [0, -2, 1]), (np.add, [3, -3, 3])):
+        for _ in range(3):
+            assert distributed(range(3), op)(body).tolist() == expected
 
 
-def test_a_reduction_whose_operator_fails_here(pids: list[int]) -> None:
-    body = lambda i: i
-    assert distributed(range(3), operator.add)(body) == 3
-    with pytest.raises(ZeroDivisionError) as caught:
-        distributed(range(3), lambda a, b: a / 0)(body)
-    assert isinstance(caught.value, RemoteException)
-    assert caught.value.pid == 1
+def test_an_operator_of_ones_own_runs_on_the_workers_in_every_run(pids: list[int]) -> None:
+    where = lambda left, right: {*left, myid()}
+    body = lambda i: set()
+    for _ in range(3):
+        assert distributed(range(3), where)(body) <= set(pids)
+        distributed(range(3), operator.or_)(body)
+
+
+def test_parts_that_cannot_be_combined_here(pids: list[int]) -> None:
+    body = lambda i: i if i else "none"
+    with pytest.raises(RemoteException) as caught:
+        distributed(range(3), operator.add)(body)
+    assert distributed([1, 2, 3], operator.add)(body) == 6
+    assert habits.are_light(body)
+    with pytest.raises(TypeError) as again:
+        distributed(range(3), operator.add)(body)
+    assert isinstance(again.value, RemoteException)
+    assert type(again.value.__cause__) is type(caught.value.__cause__)
 
 
 # --- failures ------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -118,6 +121,68 @@ def test_memory_that_cannot_be_opened(pids: list[int]) -> None:
     finally:
         for pid in pids[:2]:
             remotecall_fetch(shut, pid, pid, False)
+
+
+def test_no_descriptor_left_for_shared_memory(pids: list[int], monkeypatch: Any) -> None:
+    def none_left(size: int) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(segments, "lend", none_left)
+    data = b"x" * LARGE
+    assert pmap(lambda k: len(data) + k, range(6)) == [LARGE + k for k in range(6)]
+
+
+def test_a_forgotten_map_is_collected_at_any_moment(pids: list[int]) -> None:
+    """Also while the pool's lock is held: its end must not want that."""
+    data = b"x" * LARGE
+
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.results = imap_unordered(lambda k: data[k], range(1000))  # type: ignore[attr-defined]
+    next(holder.results)  # type: ignore[attr-defined]
+    holder.me = holder  # type: ignore[attr-defined]
+    gc.disable()
+    del holder
+    ended = threading.Event()
+
+    def collect() -> None:
+        with segments._lock:
+            gc.collect()
+        ended.set()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    gc.enable()
+    assert ended.wait(30)
+    thread.join()
+
+
+def test_ctrl_c_while_it_is_written(pids: list[int], monkeypatch: Any) -> None:
+    """What was begun is given back, even if the error is kept, and the next map runs."""
+    real, made = memoryview, itertools.count()
+
+    def view(thing: Any) -> memoryview:
+        if next(made) == 2:  # the segment is open, and one part is written
+            raise KeyboardInterrupt
+        return real(thing)
+
+    data = b"x" * LARGE
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "memoryview", view, raising=False)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            pmap(lambda k: data[k], range(4))
+    assert pmap(lambda k: data[k], range(4)) == [ord("x")] * 4
+    eventually(lambda: not any(s.kept for s in segments._pool.values()))
+    del kept
+
+
+def test_the_memory_goes_back_after_a_while(pids: list[int], monkeypatch: Any) -> None:
+    monkeypatch.setattr(segments, "_FREE_FOR", 0.0)
+    data = b"x" * LARGE
+    assert pmap(lambda k: len(data), range(3)) == [LARGE] * 3
+    eventually(lambda: not segments._pool)
 
 
 class Unwanted:

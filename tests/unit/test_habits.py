@@ -58,15 +58,14 @@ def test_small_items_are_told_from_those_that_may_be_large():
     assert not habits.are_small([numpy.array([1, "x"], dtype=object)])
 
 
-def test_once_heavy_always_heavy():
+def test_light_is_what_was_small_the_last_time():
     f = lambda x: x
     assert not habits.are_light(f)
-    habits.weigh(f, 10, 1e-6)
+    habits.weigh(f, 10)
     assert habits.are_light(f)
-    habits.weigh(f, 10, 1.0)
+    habits.weigh(f, 1 << 20)
     assert not habits.are_light(f)
-    habits.weigh(f, 10, 1e-6)
-    assert not habits.are_light(f)
-    g = lambda x: [x]
-    habits.weigh(g, 1 << 20, 1e-6)
-    assert not habits.are_light(g)
+    habits.weigh(f, 10)
+    assert habits.are_light(f)
+    habits.weigh([].append, 10)
+    assert not habits.are_light([].append)
