@@ -31,7 +31,7 @@ from hpcdist._parallel.segments import Place
 from hpcdist._runtime.controls import FORGET, TAKE_BACK
 from hpcdist._runtime.node import node, unpack_head
 from hpcdist._transport.router import Peer
-from hpcdist._wire import codec, frames
+from hpcdist._wire import codec, frames, functions
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import Buffer
 
@@ -85,7 +85,7 @@ def keep(token: Token, body: Any, buffers: Sequence[Buffer], board: Any = None) 
 
 def _keep(token: Token, value: Any) -> None:
     with _arrived:
-        if token not in _forgotten:
+        if token not in _forgotten and not (value is _UNMAPPED and token in _kept):
             _kept[token] = value
         _arrived.notify_all()
 
@@ -498,5 +498,10 @@ def _on_take_back(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) 
 def _on_forget(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
     (tokens, idents), _ = unpack_head(body)
     forget(tokens)
+    for token in tokens:
+        call = node.turns.withdraw(peer, token[1])  # what brings it, if it has not started
+        if call is not None and functions.function(call.aux) is keep_shared:
+            _, place, *_ = codec.loads(call.body)
+            copies.dropped.append((place[0], place[3]))
     if idents:
         take_back(peer, peer.pid, True, idents)

@@ -38,8 +38,8 @@ def distributed(
     """Run a loop's body on all workers, each a contiguous part; combine with `op`.
 
     It is applied to the body, as a decorator or a call. Each worker folds its part from the left,
-    and the parts are combined in order up a tree of workers (or here, if they are few and small, and
-    `op` is Python's or numpy's own): `op` has to be associative, but need not commute.
+    and the parts are combined in order up a tree of workers (or here, if they are few and small
+    and `op` is Python's or numpy's own): `op` has to be associative, but need not commute.
 
     Args:
         r: What to loop over: a range, a list, an array, any sequence.
@@ -178,11 +178,11 @@ class LoopHandle:
         self._root = Root(LOOP, self.pids, combines=False)
         _print_at_exit()
         _tidy()
-        _unheard.append(self)
         if common is not None and node.topology == "all_to_all":
             self._root.begin(common, trees.fan(self.pids, range(count)))
         else:
             self._root.begin_flat(lambda k: payloads(k).own(), trees.flat(self.pids, range(count)))
+        _unheard.append(self)
 
     def __repr__(self) -> str:
         return f"<LoopHandle on {self.pids}: {'done' if self.done() else 'running'}>"

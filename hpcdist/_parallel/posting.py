@@ -93,7 +93,7 @@ class Packed:
         segments.enter(segment, [peer.pid])
         layout = (self._offsets, self._sizes)
         head = pickle.dumps((token, segment.place(node.me), layout, board().address), 5)
-        post(peer, DO, 0, batches.keep_shared, Payload(head, (), self._payload.refs))
+        post(peer, DO, token[1], batches.keep_shared, Payload(head, (), self._payload.refs))
         if not peer.alive:
             segments.left_all(peer.pid)
         return True
@@ -108,7 +108,7 @@ class Packed:
         buffers: list[Buffer] = []
         apart = lambda buffer: buffers.append(buffer.raw())
         packed = pickle.dumps((token, body, parts, board().address), 5, buffer_callback=apart)
-        post(peer, DO, 0, batches.keep, Payload(packed, buffers, work.refs))
+        post(peer, DO, token[1], batches.keep, Payload(packed, buffers, work.refs))
 
     def end(self) -> None:
         """No worker is told any more. A finaliser may call it."""

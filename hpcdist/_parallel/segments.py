@@ -46,7 +46,7 @@ class Segment:
             raise
         self.users: Counter[int] = Counter()  # how many views each process may still have
         self.kept = False  # whether the value in it is still held by its owner
-        self.lent_at = 0.0
+        self.free_since = 0.0
 
     def place(self, maker: int) -> Place:
         """Say how others find it."""
@@ -74,7 +74,7 @@ def lend(size: int) -> Segment:
             found = Segment(size)
             _pool[found.inode] = found
         found.kept = True
-        found.lent_at = time.monotonic()
+        found.free_since = 0.0
         return found
 
 
@@ -137,17 +137,24 @@ def close_idle() -> list[int]:
         return []
     before = time.monotonic() - _FREE_FOR
     with _lock:
-        idle = all(s.lent_at < before for s in _pool.values() if _is_free(s))
-        return _shrink(0) if idle else []
+        return _close(s for s in _pool.values() if _is_free(s) and s.free_since < before)
 
 
 def _shrink(keep: int = _FREE_MOST) -> list[int]:
     free = [s for s in _pool.values() if _is_free(s)]
+    for segment in free:
+        segment.free_since = segment.free_since or time.monotonic()
     nbytes = sum(s.size for s in free)
-    closed = []
+    surplus = []
     while len(free) > keep or (len(free) > 1 and nbytes > _FREE_BYTES):
-        segment = free.pop(0)
-        nbytes -= segment.size
+        surplus.append(free.pop(0))
+        nbytes -= surplus[-1].size
+    return _close(surplus)
+
+
+def _close(meant: Iterable[Segment]) -> list[int]:
+    closed = []
+    for segment in list(meant):
         del _pool[segment.inode]
         segment.close()
         closed.append(segment.inode)

@@ -35,10 +35,15 @@ def share(key: RefId, payload: Payload, pids: Sequence[int]) -> None:
             hosts.setdefault(host_of(pid), []).append(pid)
     near = hosts.pop(here, [])
     layout = (offsets, sizes)
-    segments.enter(segment, [node.me, *near])
     place = segment.place(node.me)
-    copy = held[key] = mapped_copy(place, layout, payload.refs)
-    copy.segment = segment
+    try:
+        segments.enter(segment, [node.me])
+        copy = held[key] = mapped_copy(place, layout, payload.refs)
+        copy.segment = segment
+    except BaseException:  # no descriptor left, or Ctrl-C
+        copies.let_go(segment)
+        raise
+    segments.enter(segment, near)
     jobs = []
     if near:
         jobs.append(_tell_to_map(key, layout, payload, {place: near}))
@@ -55,6 +60,7 @@ def share(key: RefId, payload: Payload, pids: Sequence[int]) -> None:
         for position, outcome in job.wait().items():
             if outcome[0] == trees.DEAD:
                 failures.append(trees.death_of(outcome[1]))
+                segments.left_all(asked[position])
             elif outcome[0] == FAILED:
                 without.append(asked[position])
     if without:

@@ -27,7 +27,7 @@ from hpcdist._runtime.controls import DOWN, UP
 from hpcdist._runtime.node import node
 from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
-from hpcdist._wire.codec import Payload
+from hpcdist._wire.codec import Payload, copied
 from hpcdist._wire.frames import CONTROL, Buffer, pack
 
 WIDTH = 4  # how many a process tells itself
@@ -245,7 +245,8 @@ def send(
         at_once: Not with the next flush; for who holds the wheel.
     """
     if pid == node.me:
-        node.handlers[op](None, 0, body, buffers)  # type: ignore[arg-type]
+        # Copied, as if it had travelled: who gets it may write to it.
+        node.handlers[op](None, 0, body, [copied(b) for b in buffers])  # type: ignore[arg-type]
         if through is not None and buffers:
             through()
         return True

@@ -122,14 +122,14 @@ class Turns:
         self._node.progress.complete(idle)
         return True
 
-    def withdraw(self, peer: Any, ident: int) -> bool:
-        """Take back a call that has not started."""
+    def withdraw(self, peer: Any, ident: int) -> Call | None:
+        """Take back a call that has not started; None: there is none."""
         with self._lock:
-            for call in self._queue:
+            for call in list(self._queue):
                 if call.ident == ident and call.peer is peer:
                     self._queue.remove(call)
-                    return True
-        return False
+                    return call
+        return None
 
     def drop_queue(self) -> None:
         """Forget the calls that have not started: nobody waits for them any more."""
@@ -139,7 +139,7 @@ class Turns:
     def is_queued(self, peer: Any, ident: int) -> bool:
         """Tell whether a call has not started."""
         with self._lock:
-            return any(c.ident == ident and c.peer is peer for c in self._queue)
+            return any(c.ident == ident and c.peer is peer for c in list(self._queue))
 
     def _next(self) -> Call | None:
         if not self._queue:

@@ -192,9 +192,11 @@ class Progress:
 
     def let_go(self) -> None:
         """Give the wheel back."""
-        self._release()
-        if self._main_inside and _ident() == _MAIN:
-            self._leave_main()
+        try:
+            self._release()
+        finally:
+            if self._main_inside and _ident() == _MAIN:
+                self._leave_main()
         if self._slept:
             _yield()  # whoever woke us may wait for this very core, and for what was just sent
 
@@ -244,8 +246,7 @@ class Progress:
             KeyboardInterrupt: Ctrl-C; nothing is lost, the wait alone ends.
         """
         self._waits += 1
-        me = _ident()
-        main = me == _MAIN
+        main = (me := _ident()) == _MAIN
         while not slot.ready:
             if self._interrupted:
                 self._raise_if_interrupted(me)
@@ -498,8 +499,7 @@ class Progress:
     # The helper
 
     def _help(self) -> None:
-        seen = -1
-        nap = TICK
+        seen, nap = -1, TICK
         while not self._stopped:
             if self._wheel.acquire(False):
                 if self._waits == seen:

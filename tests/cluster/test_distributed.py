@@ -234,6 +234,20 @@ def test_small_arrays_are_compared_item_by_item_in_every_run(pids: list[int]) ->
             assert distributed(range(3), op)(body).tolist() == expected
 
 
+@pytest.mark.parametrize("own_runs", [1, 2])
+def test_ones_own_arrays_are_not_written_to(own_runs: int, pids: list[int]) -> None:
+    """Where the caller takes part, its part is its own array."""
+    array = np.ones(30_000)
+    part = lambda p: p
+    listed = [pids[0], *([1] * own_runs)]
+    small = [np.ones(2)] * len(listed)
+    assert distributed(small, operator.add, pids=listed)(part).tolist() == [len(listed)] * 2
+    for _ in range(2):
+        found = distributed(array, operator.add, pids=listed[-2:], chunked=True)(part)
+        assert found.tolist() == [2.0] * 15_000
+        assert (array == 1).all()
+
+
 def test_an_operator_of_ones_own_runs_on_the_workers_in_every_run(pids: list[int]) -> None:
     where = lambda left, right: {*left, myid()}
     body = lambda i: set()

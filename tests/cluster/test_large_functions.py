@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 import hpcdist
-from hpcdist import RemoteException, imap_unordered, myid, pmap, remotecall_fetch, workers
+from hpcdist import (
+    RemoteException,
+    imap_unordered,
+    myid,
+    pmap,
+    remotecall,
+    remotecall_fetch,
+    workers,
+)
 from hpcdist._parallel import segments
 from tests.helpers import eventually, kill9
 
@@ -176,6 +184,17 @@ def test_ctrl_c_while_it_is_written(pids: list[int], monkeypatch: Any) -> None:
     assert pmap(lambda k: data[k], range(4)) == [ord("x")] * 4
     eventually(lambda: not any(s.kept for s in segments._pool.values()))
     del kept
+
+
+def test_a_busy_worker_holds_no_memory_of_maps_that_are_over(pids: list[int]) -> None:
+    """What it was told and has not begun to read is taken back."""
+    busy = remotecall(time.sleep, pids[0], 3)
+    data = b"x" * LARGE
+    for _ in range(5):
+        assert pmap(lambda k: data[k], range(20)) == [ord("x")] * 20
+    eventually(lambda: all(segments._is_free(s) for s in segments._pool.values()))
+    assert not busy.done()
+    busy.fetch()
 
 
 def test_the_memory_goes_back_after_a_while(pids: list[int], monkeypatch: Any) -> None:
