@@ -279,6 +279,8 @@ def _open(comm: Any) -> None:
     node.me = world.rank + 1
     node.start()
     node.turns.restart()  # before anything can come: a block may have ended before we serve
+    if world.rank:
+        node.turns.expect_main()
     door = _Door(world) if world.rank == 0 else None
     told = world.comm.bcast(door.told if door else None)
     worker.open_plane(world.comm, world.bells, {r: r + 1 for r in range(world.size)})

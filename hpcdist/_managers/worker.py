@@ -203,6 +203,7 @@ class Worker:
 
     def _serve(self, sock: Any) -> None:
         node.serving = True
+        node.turns.expect_main()
         node.start()
         link = Link(sock, node.progress, node.deliver, _lost_master)
         master = Peer(1, node.progress)

@@ -224,6 +224,11 @@ class Turns:
         """Allow `serve` again."""
         self._stopped = False
 
+    def expect_main(self) -> None:
+        """The main thread will serve: a call that comes before that waits for it."""
+        with self._lock:
+            self._main_due = True
+
     def run(self, call: Call) -> None:
         """Run one call on this thread, which holds a turn, and pass the turn on."""
         try:

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,17 @@ def test_settings_of_a_worker(fresh: Callable[..., list[int]], tmp_path: Path) -
     assert found["threads"] == "3"
     assert found["xoptions"].get("hd_flag") is True
     assert remotecall_fetch(myid, pid) == pid
+
+
+def test_the_very_first_call_runs_on_the_main_thread(fresh: Callable[..., list[int]]) -> None:
+    """It may come before the worker serves."""
+    for _ in range(3):
+        first = [hpcdist.remotecall(thread_name, pid) for pid in fresh(4)]
+        assert [future.fetch() for future in first] == ["MainThread"] * 4
+
+
+def thread_name() -> str:
+    return threading.current_thread().name
 
 
 def test_memory_of_temporary_arrays_is_kept(fresh: Callable[..., list[int]]) -> None:

@@ -50,6 +50,15 @@ def serve(turns: Turns, outside: Callable[[], None]) -> None:
     assert not failures, failures
 
 
+def test_a_call_that_comes_before_the_main_thread_serves_waits_for_it(turns: Turns) -> None:
+    ran: list[int] = []
+    turns.expect_main()
+    turns.submit(call(lambda c: ran.append(c.thread)))
+    assert turns.queued == 1
+    serve(turns, lambda: eventually(lambda: bool(ran)))
+    assert ran == [MAIN]
+
+
 def test_calls_that_come_together_all_run_on_the_main_thread(turns: Turns) -> None:
     ran: list[int] = []
 
