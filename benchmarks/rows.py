@@ -153,15 +153,27 @@ def _parallel() -> list[Scenario]:
         Scenario(
             "loops",
             (
-                Row("loop", "distributed(range(1000), add), p50", "us", 60, against="value"),
-                Row("everywhere", 'everywhere("1"), p50', "us", 80, against="value"),
+                Row("loop", "distributed(range(1000), add) (bare)", "us", 60, against="value"),
+                Row(
+                    "everywhere",
+                    'everywhere("1") (bare messages)',
+                    "us",
+                    80,
+                    against="value",
+                ),
             ),
         ),
         Scenario(
             "loops_world",
             (
-                Row("loop", "the loop, mpirun, p50", "us", 60, against="value"),
-                Row("everywhere", "everywhere, mpirun, p50", "us", 80, against="value"),
+                Row("loop", "the loop, mpirun (bare)", "us", 60, against="value"),
+                Row(
+                    "everywhere",
+                    "everywhere, mpirun (bare messages)",
+                    "us",
+                    80,
+                    against="value",
+                ),
             ),
             ranks=5,
         ),

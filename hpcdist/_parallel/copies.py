@@ -196,11 +196,16 @@ def _on_unmap(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> N
     segments.unmap(peer.pid, pickle.loads(body))
 
 
+def forget_views(pid: int) -> None:
+    """A dead process has no views of what is ours."""
+    _tell_closed(segments.left_all(pid))
+
+
 def _on_death(pid: int) -> None:
     """With its owner a value goes; what is in use here stays as long as it is."""
     for key in [key for key in list(held) if key[0] == pid]:
         drop(key)
-    segments.left_all(pid)
+    forget_views(pid)
     segments.unmap(pid)
     if not node.members.living:  # nobody to share with: the memory and descriptors go back
         segments.unmap(node.me, segments.close_free())

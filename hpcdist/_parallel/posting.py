@@ -95,7 +95,7 @@ class Packed:
         head = pickle.dumps((token, segment.place(node.me), layout, board().address), 5)
         post(peer, DO, token[1], batches.keep_shared, Payload(head, (), self._payload.refs))
         if not peer.alive:
-            segments.left_all(peer.pid)
+            copies.forget_views(peer.pid)
         return True
 
     def _send(self, peer: Any, token: Token) -> None:

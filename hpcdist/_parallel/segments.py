@@ -117,12 +117,12 @@ def left(inode: int, pid: int) -> list[int]:
         return _shrink()
 
 
-def left_all(pid: int) -> None:
-    """A process is dead: it has no views."""
+def left_all(pid: int) -> list[int]:
+    """A process is dead: it has no views; return the inodes of segments now closed."""
     with _lock:
         for segment in _pool.values():
             del segment.users[pid]  # nothing happens where it has none
-        _shrink()
+        return _shrink()
 
 
 def close_free() -> list[int]:

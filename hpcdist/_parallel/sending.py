@@ -60,7 +60,7 @@ def share(key: RefId, payload: Payload, pids: Sequence[int]) -> None:
         for position, outcome in job.wait().items():
             if outcome[0] == trees.DEAD:
                 failures.append(trees.death_of(outcome[1]))
-                segments.left_all(asked[position])
+                copies.forget_views(asked[position])
             elif outcome[0] == FAILED:
                 without.append(asked[position])
     if without:

@@ -71,7 +71,7 @@ class Progress:
         self.modify = watched.modify
         self._timers = Timers()
         self._asleep = False  # the driver is in epoll
-        self._driver = 0  # the thread that drives for a wait
+        self._driver = 0  # the thread that drives for a wait, or has seized the wheel
         self._seldom = 15  # looks at MPI for one at the links; few while those bring something
         self._waits = 0
         self._parked = False

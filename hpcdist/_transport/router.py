@@ -93,11 +93,9 @@ class Peer:
             self.plane.send_frame(self.rank, data)
 
     def send_now(self, data: bytes) -> None:
-        """Send one message now; for who holds the wheel."""
-        if self.plane is not None and not self.outbox:
-            self.plane.send_frame(self.rank, data)
-        else:
-            self.post(data)
+        """Send one message now, by whatever way; for who holds the wheel."""
+        self.answer(data)
+        if self.outbox:
             self.flush()
 
     def hurry(self) -> None:

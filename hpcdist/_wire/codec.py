@@ -126,15 +126,12 @@ def in_pieces(value: Any) -> tuple[list[bytes], Payload]:
     buffers: list[Buffer] = []
     stream = _Pieces()
     try:
-        pickle.Pickler(stream, 5, buffer_callback=_set_apart(buffers)).dump(value)
+        _dump(pickle.Pickler(stream, 5, buffer_callback=_set_apart(buffers)), value)
         if not any(b"__main__" in piece for piece in stream.pieces):
             return stream.pieces, Payload(b"", buffers, _taken())
+        _taken()
     except _NOT_PICKLED:
         pass
-    except BaseException:
-        _taken()
-        raise
-    _taken()
     return _by_cloudpickle(value)
 
 
@@ -142,14 +139,19 @@ def _by_cloudpickle(value: Any) -> tuple[list[bytes], Payload]:
     buffers: list[Buffer] = []
     stream = _Pieces()
     pickler = _Pickler(stream, 5, buffer_callback=_set_apart(buffers))
+    _dump(pickler, value)
+    payload = Payload(b"", buffers, _taken())
+    payload.names = tuple(pickler.main_names)
+    return stream.pieces, payload
+
+
+def _dump(pickler: pickle.Pickler, value: Any) -> None:
+    """Pickle a value; if that fails, the references met on the way are forgotten."""
     try:
         pickler.dump(value)
     except BaseException:
         _taken()
         raise
-    payload = Payload(b"", buffers, _taken())
-    payload.names = tuple(pickler.main_names)
-    return stream.pieces, payload
 
 
 class _Pieces:

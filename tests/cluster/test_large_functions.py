@@ -204,6 +204,31 @@ def test_the_memory_goes_back_after_a_while(pids: list[int], monkeypatch: Any) -
     eventually(lambda: not segments._pool)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may hide /proc")
+def test_a_worker_that_cannot_see_our_memory(fresh: Callable[..., list[int]]) -> None:
+    """Nothing of ours is replaced: it has a /proc of its own, in which we are not."""
+    mine = fresh(2)
+    remotecall_fetch(hide_proc, mine[0])
+    assert remotecall_fetch(os.path.exists, mine[0], f"/proc/{os.getpid()}/fd") is False
+    data, array = os.urandom(LARGE), np.zeros(LARGE)
+    pool = hpcdist.WorkerPool(mine)
+    look = lambda k: (where(k), data[k], float(array[k]))
+    found = pmap(look, range(20), pool=pool, batch_size=1)
+    assert [byte for _, byte, _ in found] == list(data[:20])
+    assert {pid for pid, _, _ in found} == set(mine)
+
+
+def hide_proc() -> None:
+    import ctypes
+    import subprocess
+
+    new_mounts = 0x00020000
+    if ctypes.CDLL(None, use_errno=True).unshare(new_mounts):
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
+
+
 class Unwanted:
     """Cannot be unpickled on a worker."""
 
