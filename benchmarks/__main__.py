@@ -1,6 +1,6 @@
 """Measure, and print one table: every figure with the floor of the same run.
 
-python -m benchmarks [--quick] [--only NAME] [--json FILE]
+python -m benchmarks [--quick] [--only NAME] [--json FILE] [--against FOLDER]
 """
 
 import argparse
@@ -15,10 +15,13 @@ from typing import Any
 
 from benchmarks.driver import MARK
 from benchmarks.rows import Row, Scenario, scenarios
+from benchmarks.statistics import median
 from tests.helpers import mpi_environment, mpi_flavour, mpiexec
 
 _TIME_LIMIT = 300
 _QUICK = 0.3
+_PAIRS = 3
+_SLACK = 1.05  # a figure is worse where every pair of runs says so by more than this
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,14 @@ def main() -> int:
     print(f"hpcdist with {mpi}, {cores} cores, load {load:.1f} before\n")
     if load > 0.5:
         print("This machine is busy: ratios of what spins and p99 say little.\n")
+    scale = _QUICK if options.quick else 1.0
+    if options.against:
+        return _compare(todo, os.path.abspath(options.against), scale)
     print(_line("", "value", "floor", "ratio", "bound", "aim", "holds"))
     results, broken = [], False
     for scenario in todo:
         try:
-            figures = _run(scenario, _QUICK if options.quick else 1.0)
+            figures = _run(scenario, scale)
         except RuntimeError as exc:
             print(f"{scenario.name}: {exc}")
             broken = True
@@ -84,19 +90,61 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a third of the rounds")
     parser.add_argument("--only", metavar="NAME", help="one scenario only")
     parser.add_argument("--json", metavar="FILE", help="write the results there, too")
+    parser.add_argument(
+        "--against",
+        metavar="FOLDER",
+        help="another checkout of hpcdist: run both by turns, and print how they compare",
+    )
     return parser.parse_args()
 
 
-def _run(scenario: Scenario, scale: float) -> dict[str, list[float]]:
+def _compare(todo: list[Scenario], folder: str, scale: float) -> int:
+    """Run each scenario here and in another checkout by turns; 1 if a figure is worse here."""
+    print(f"{'':37}{'here':>11}{'there':>11}{'pairs, below 1 is better here':>34}")
+    worse = False
+    for scenario in todo:
+        try:
+            pairs = [(_run(scenario, scale), _run(scenario, scale, folder)) for _ in range(_PAIRS)]
+        except RuntimeError as exc:
+            print(f"{scenario.name}: {exc}")
+            worse = True
+            continue
+        for row in scenario.rows:
+            if not all(row.key in run for pair in pairs for run in pair):
+                print(f"{row.text:37}  one of the two does not measure this")
+                continue
+            here, there = ([run[row.key][0] for run in side] for side in zip(*pairs, strict=True))
+            costs = [t / h if row.more else h / t for h, t in zip(here, there, strict=True)]
+            is_worse = min(costs) > _SLACK
+            worse |= is_worse
+            print(
+                f"{row.text:37}{median(here):>11.3g}{median(there):>11.3g}"
+                f"{'  '.join(f'{cost:.2f}' for cost in costs):>34} {row.unit}"
+                f"{'  WORSE' if is_worse else ''}",
+                flush=True,
+            )
+    return int(worse)
+
+
+def _run(scenario: Scenario, scale: float, folder: str | None = None) -> dict[str, list[float]]:
+    """Run a driver, of another checkout if one is named."""
     argv = [sys.executable, "-m", "benchmarks.driver", scenario.name, str(scale)]
     one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(one_thread, "1")}  # as the workers have it
+    if folder is not None:
+        environment["PYTHONPATH"] = folder
     if scenario.ranks is not None:
         argv = [*mpiexec(scenario.ranks), *argv]
         environment.update(mpi_environment())
     try:
         done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=_TIME_LIMIT, check=False
+            argv,
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_TIME_LIMIT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"no end within {_TIME_LIMIT} s: {argv}") from None

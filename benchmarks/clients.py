@@ -54,10 +54,10 @@ def descriptors() -> int:
 
 def come(join: dict[str, Any]) -> Any:
     """Come in as a worker; return the link."""
-    from hpcdist._managers import reaching
     from hpcdist._wire import greeting
+    from hpcdist._worker import dialling
 
-    sock = reaching.dial(join)
+    sock = dialling.dial(join)
     hello = {**greeting.about(), "kind": "worker", "world": join["world"], "rank": -1}
     greeting.dial(sock, bytes.fromhex(join["cookie"]), hello, _PATIENCE)
     answer = greeting.receive_hello(sock)

@@ -8,6 +8,7 @@ import multiprocessing
 import operator
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from time import perf_counter
@@ -17,6 +18,7 @@ from benchmarks import floor
 from benchmarks.statistics import Pair, best_third, median
 
 ITEMS = 10_000
+MANY = 1_000_000
 LENGTH = 8_000_000  # float64: 64 MB
 SMALL = 1_000_000  # 8 MB
 
@@ -57,11 +59,25 @@ def maps(hpcdist: Any, rounds: Callable[[int], range]) -> dict[str, Pair]:
             ours = timed(lambda data=tagged: hpcdist.pmap(lambda i: len(data), range(200)))
             closure.append(Pair(ours * 1e3, 0.0))
     return {
+        "checkpoint": best_third(checkpoints(hpcdist, rounds)),
         "auto": best_third(auto, more_is_better=True),
         "single": best_third(single, more_is_better=True),
         "calls": best_third(calls, more_is_better=True),
         "closure": best_third(closure),
     }
+
+
+def checkpoints(hpcdist: Any, rounds: Callable[[int], range]) -> list[Pair]:
+    """`pmap` of a million no-ops that keeps its results in a file, against one that does not."""
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for k in rounds(9):
+            file = os.path.join(folder, f"{k}.ckpt")
+            without = timed(lambda: hpcdist.pmap(nothing, range(MANY)))
+            kept = timed(lambda file=file: hpcdist.pmap(nothing, range(MANY), checkpoint=file))
+            pairs.append(Pair(kept * 1e3, without * 1e3))
+            os.unlink(file)
+    return pairs
 
 
 def burst(hpcdist: Any) -> None:
@@ -70,6 +86,29 @@ def burst(hpcdist: Any) -> None:
     futures = [hpcdist.remotecall(nothing, pids[k % len(pids)], k) for k in range(1000)]
     for future in futures:
         future.fetch()
+
+
+def ranks(hpcdist: Any, rounds: Callable[[int], range]) -> dict[str, Pair]:
+    """Tasks of four ranks that meet at one barrier, on eight workers; by a map, too."""
+    submitted, mapped = [], []
+    submit, count = hpcdist.spmd.submit, 500
+    for _ in rounds(9):
+        ours = timed(lambda: [f.fetch() for f in [submit(meet, k, ranks=4) for k in range(count)]])
+        submitted.append(Pair(count / ours, 0.0))
+        ours = timed(lambda: hpcdist.pmap(meet, range(count), ranks=4))
+        mapped.append(Pair(count / ours, 0.0))
+    return {
+        "submit": best_third(submitted, more_is_better=True),
+        "map": best_third(mapped, more_is_better=True),
+    }
+
+
+def meet(k: int) -> int:
+    """Meet the other ranks of a task once."""
+    import hpcdist
+
+    hpcdist.comm().Barrier()
+    return k
 
 
 def loops(hpcdist: Any, rounds: Callable[[int], range]) -> dict[str, Pair]:

@@ -146,8 +146,18 @@ def _parallel() -> list[Scenario]:
             (
                 Row("auto", "pmap of 10,000 no-ops (floor: pool.map)", "M/s", 5, **_VALUE_MORE),
                 Row("single", "the same, batch_size=1", "k/s", 100, **_VALUE_MORE),
+                Row("checkpoint", "1,000,000 no-ops with checkpoint= (floor: without)", "ms", 1.5),
                 Row("calls", "1,000 outstanding calls", "k/s", 150, **_VALUE_MORE),
                 Row("closure", "16 MB closure over 200 items", "ms", 100, against="value"),
+            ),
+        ),
+        Scenario(
+            "ranks",
+            (
+                Row(
+                    "submit", "500 tasks of 4 ranks on 8 workers, submit", "/s", 300, **_VALUE_MORE
+                ),
+                Row("map", "the same, pmap", "/s", **_VALUE_MORE),
             ),
         ),
         Scenario(

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from hpcdist import _version
+
 TYPE_CHECKING = False  # `typing` itself costs a worker more than all of this module
 if TYPE_CHECKING:
     from typing import Any
 
+    from hpcdist._checkpoints.belonging import CheckpointMismatch as CheckpointMismatch
+    from hpcdist._checkpoints.reading import read_checkpoint as read_checkpoint
+    from hpcdist._cluster.launch import Launch as Launch
+    from hpcdist._cluster.log_to import log_to as log_to
+    from hpcdist._cluster.queries import myid as myid
+    from hpcdist._cluster.queries import nprocs as nprocs
+    from hpcdist._cluster.queries import nworkers as nworkers
+    from hpcdist._cluster.queries import procs as procs
+    from hpcdist._cluster.queries import status as status
+    from hpcdist._cluster.queries import time_left as time_left
+    from hpcdist._cluster.queries import workers as workers
+    from hpcdist._cluster.stacks import stacks as stacks
+    from hpcdist._cluster.tracing import trace as trace
+    from hpcdist._cluster.worker_events import on_worker as on_worker
+    from hpcdist._collective.everywhere import everywhere as everywhere
+    from hpcdist._collective.loops import distributed as distributed
+    from hpcdist._collective.reductions import reduce as reduce
+    from hpcdist._collective.remote_values import RemoteValue as RemoteValue
+    from hpcdist._collective.remote_values import bcast as bcast
+    from hpcdist._collective.remote_values import gather as gather
+    from hpcdist._collective.remote_values import scatter as scatter
+    from hpcdist._collective.spmd import comm as comm
+    from hpcdist._collective.spmd import spmd as spmd
+    from hpcdist._contract.managers import ClusterManager as ClusterManager
+    from hpcdist._contract.managers import WorkerConfig as WorkerConfig
+    from hpcdist._contract.managers import default_addprocs_params as default_addprocs_params
+    from hpcdist._dashboard.dashboard import Dashboard as Dashboard
+    from hpcdist._dashboard.dashboard import dashboard as dashboard
     from hpcdist._errors import ChannelClosed as ChannelClosed
     from hpcdist._errors import CompositeException as CompositeException
     from hpcdist._errors import HpcdistError as HpcdistError
@@ -14,15 +44,12 @@ if TYPE_CHECKING:
     from hpcdist._errors import RemoteException as RemoteException
     from hpcdist._integrations.executor import Executor as Executor
     from hpcdist._integrations.joblib import register_joblib as register_joblib
-    from hpcdist._managers.base import ClusterManager as ClusterManager
-    from hpcdist._managers.base import WorkerConfig as WorkerConfig
-    from hpcdist._managers.base import default_addprocs_params as default_addprocs_params
-    from hpcdist._managers.batch.lsf import LSFManager as LSFManager
-    from hpcdist._managers.batch.pbs import PBSManager as PBSManager
-    from hpcdist._managers.batch.sge import SGEManager as SGEManager
-    from hpcdist._managers.batch.slurm import SlurmManager as SlurmManager
+    from hpcdist._integrations.pool import Pool as Pool
+    from hpcdist._items.random_numbers import rng as rng
+    from hpcdist._jobs.executor import JobExecutor as JobExecutor
+    from hpcdist._jobs.job_futures import JobFuture as JobFuture
+    from hpcdist._jobs.job_futures import job as job
     from hpcdist._managers.elastic import ElasticManager as ElasticManager
-    from hpcdist._managers.launch import Launch as Launch
     from hpcdist._managers.lifecycle import Removal as Removal
     from hpcdist._managers.lifecycle import addprocs as addprocs
     from hpcdist._managers.lifecycle import cluster as cluster
@@ -31,39 +58,19 @@ if TYPE_CHECKING:
     from hpcdist._managers.lifecycle import rmprocs as rmprocs
     from hpcdist._managers.lifecycle import shutdown as shutdown
     from hpcdist._managers.local import LocalManager as LocalManager
-    from hpcdist._managers.lowlevel import cluster_cookie as cluster_cookie
-    from hpcdist._managers.lowlevel import init_worker as init_worker
-    from hpcdist._managers.lowlevel import process_messages as process_messages
-    from hpcdist._managers.lowlevel import start_worker as start_worker
-    from hpcdist._managers.lowlevel import worker_id_from_socket as worker_id_from_socket
     from hpcdist._managers.mpi import MPIManager as MPIManager
     from hpcdist._managers.ssh import SSHManager as SSHManager
-    from hpcdist._managers.views import myid as myid
-    from hpcdist._managers.views import nprocs as nprocs
-    from hpcdist._managers.views import nworkers as nworkers
-    from hpcdist._managers.views import procs as procs
-    from hpcdist._managers.views import status as status
-    from hpcdist._managers.views import workers as workers
+    from hpcdist._maps.caching_pools import CachingPool as CachingPool
+    from hpcdist._maps.caching_pools import clear as clear
+    from hpcdist._maps.default_pool import default_worker_pool as default_worker_pool
+    from hpcdist._maps.default_pool import remote as remote
+    from hpcdist._maps.pmap import ExponentialBackOff as ExponentialBackOff
+    from hpcdist._maps.pmap import imap as imap
+    from hpcdist._maps.pmap import imap_unordered as imap_unordered
+    from hpcdist._maps.pmap import pmap as pmap
+    from hpcdist._maps.pools import AbstractWorkerPool as AbstractWorkerPool
+    from hpcdist._maps.pools import WorkerPool as WorkerPool
     from hpcdist._monitor.status import WorkerStatus as WorkerStatus
-    from hpcdist._parallel.everywhere import everywhere as everywhere
-    from hpcdist._parallel.loops import distributed as distributed
-    from hpcdist._parallel.pmap import ExponentialBackOff as ExponentialBackOff
-    from hpcdist._parallel.pmap import imap as imap
-    from hpcdist._parallel.pmap import imap_unordered as imap_unordered
-    from hpcdist._parallel.pmap import pmap as pmap
-    from hpcdist._parallel.pools import AbstractWorkerPool as AbstractWorkerPool
-    from hpcdist._parallel.pools import CachingPool as CachingPool
-    from hpcdist._parallel.pools import WorkerPool as WorkerPool
-    from hpcdist._parallel.pools import clear as clear
-    from hpcdist._parallel.pools import default_worker_pool as default_worker_pool
-    from hpcdist._parallel.pools import remote as remote
-    from hpcdist._parallel.reductions import reduce as reduce
-    from hpcdist._parallel.spmd import comm as comm
-    from hpcdist._parallel.spmd import spmd as spmd
-    from hpcdist._parallel.values import RemoteValue as RemoteValue
-    from hpcdist._parallel.values import bcast as bcast
-    from hpcdist._parallel.values import gather as gather
-    from hpcdist._parallel.values import scatter as scatter
     from hpcdist._remote.calls import ANY as ANY
     from hpcdist._remote.calls import fetchany as fetchany
     from hpcdist._remote.calls import fetchfrom as fetchfrom
@@ -87,6 +94,16 @@ if TYPE_CHECKING:
     from hpcdist._remote.remote_channels import RemoteChannel as RemoteChannel
     from hpcdist._remote.remote_channels import channel_from_id as channel_from_id
     from hpcdist._remote.remote_channels import remoteref_id as remoteref_id
+    from hpcdist._remote.remote_objects import RemoteObject as RemoteObject
+    from hpcdist._schedulers.lsf import LSFManager as LSFManager
+    from hpcdist._schedulers.pbs import PBSManager as PBSManager
+    from hpcdist._schedulers.sge import SGEManager as SGEManager
+    from hpcdist._schedulers.slurm import SlurmManager as SlurmManager
+    from hpcdist._worker.lowlevel import cluster_cookie as cluster_cookie
+    from hpcdist._worker.lowlevel import init_worker as init_worker
+    from hpcdist._worker.lowlevel import process_messages as process_messages
+    from hpcdist._worker.lowlevel import start_worker as start_worker
+    from hpcdist._worker.lowlevel import worker_id_from_socket as worker_id_from_socket
 
 # Where each public name lives. Names are loaded when first used, so that a keeper or a worker
 # does not pay for what it never touches.
@@ -95,33 +112,44 @@ _HOMES = {
         "ChannelClosed CompositeException HpcdistError LaunchError ProcessExitedException "
         "RemoteException"
     ),
+    "_checkpoints.belonging": "CheckpointMismatch",
+    "_checkpoints.reading": "read_checkpoint",
     "_integrations.executor": "Executor",
     "_integrations.joblib": "register_joblib",
-    "_managers.base": "ClusterManager WorkerConfig default_addprocs_params",
+    "_integrations.pool": "Pool",
+    "_contract.managers": "ClusterManager WorkerConfig default_addprocs_params",
+    "_jobs.executor": "JobExecutor",
+    "_jobs.job_futures": "JobFuture job",
     "_managers.elastic": "ElasticManager",
-    "_managers.launch": "Launch",
+    "_cluster.launch": "Launch",
     "_managers.lifecycle": "Removal addprocs cluster init launch rmprocs shutdown",
-    "_managers.batch.lsf": "LSFManager",
-    "_managers.batch.sge": "SGEManager",
-    "_managers.batch.pbs": "PBSManager",
-    "_managers.batch.slurm": "SlurmManager",
+    "_schedulers.lsf": "LSFManager",
+    "_schedulers.sge": "SGEManager",
+    "_schedulers.pbs": "PBSManager",
+    "_schedulers.slurm": "SlurmManager",
     "_managers.local": "LocalManager",
-    "_managers.lowlevel": (
+    "_worker.lowlevel": (
         "cluster_cookie init_worker process_messages start_worker worker_id_from_socket"
     ),
     "_managers.mpi": "MPIManager",
     "_managers.ssh": "SSHManager",
-    "_managers.views": "myid nprocs nworkers procs status workers",
+    "_cluster.queries": "myid nprocs nworkers procs status time_left workers",
     "_monitor.status": "WorkerStatus",
-    "_parallel.everywhere": "everywhere",
-    "_parallel.loops": "distributed",
-    "_parallel.pmap": "ExponentialBackOff imap imap_unordered pmap",
-    "_parallel.pools": (
-        "AbstractWorkerPool CachingPool WorkerPool clear default_worker_pool remote"
-    ),
-    "_parallel.reductions": "reduce",
-    "_parallel.spmd": "comm spmd",
-    "_parallel.values": "RemoteValue bcast gather scatter",
+    "_cluster.stacks": "stacks",
+    "_cluster.log_to": "log_to",
+    "_cluster.tracing": "trace",
+    "_cluster.worker_events": "on_worker",
+    "_dashboard.dashboard": "Dashboard dashboard",
+    "_collective.everywhere": "everywhere",
+    "_collective.loops": "distributed",
+    "_maps.pmap": "ExponentialBackOff imap imap_unordered pmap",
+    "_maps.caching_pools": "CachingPool clear",
+    "_maps.default_pool": "default_worker_pool remote",
+    "_maps.pools": "AbstractWorkerPool WorkerPool",
+    "_items.random_numbers": "rng",
+    "_collective.reductions": "reduce",
+    "_collective.spmd": "comm spmd",
+    "_collective.remote_values": "RemoteValue bcast gather scatter",
     "_remote.calls": (
         "ANY fetchany fetchfrom interrupt remote_do remotecall remotecall_fetch "
         "remotecall_wait sleep spawn spawnat"
@@ -130,6 +158,7 @@ _HOMES = {
     "_remote.futures": "Future",
     "_remote.operations": "close fetch isopen isready put take wait",
     "_remote.remote_channels": "RemoteChannel channel_from_id remoteref_id",
+    "_remote.remote_objects": "RemoteObject",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -148,20 +177,64 @@ _SHADOWING = {
     "wait",
 }
 
-__version__ = "0.1.0"
+# Everyday names of other libraries, and ours.
+_ELSEWHERE = {
+    "map": "pmap",
+    "starmap": "pmap",
+    "get": "fetch",
+    "submit": "spawn",
+    "Client": "addprocs",
+    "ProcessPoolExecutor": "Executor",
+    "Queue": "RemoteChannel",
+    "broadcast": "bcast",
+    "Actor": "RemoteObject",
+    "ThreadPool": "Pool",
+}
+
+__version__ = _version.VERSION
 __all__ = sorted(set(_HOME) - _SHADOWING)
 
 
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
-        raise AttributeError(f"module 'hpcdist' has no attribute {name!r}")
+        raise _no_such_name(name)
     from importlib import import_module
 
-    import_module("hpcdist._managers.lifecycle")
+    from hpcdist._runtime.node import here
+
+    if not here.node.has_begun:  # a worker has
+        from hpcdist._managers.driver import begin
+
+        begin(here.node)
     value = getattr(import_module(f"hpcdist.{home}"), name)
     globals()[name] = value
     return value
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Give IPython our magics: `%load_ext hpcdist`."""
+    __getattr__("everywhere")  # makes this process a driver
+    from hpcdist._notebook.extension import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Take them away again: `%unload_ext hpcdist`."""
+    from hpcdist._notebook.extension import unload
+
+    unload(shell)
+
+
+def _no_such_name(name: str) -> AttributeError:
+    said = f"module 'hpcdist' has no attribute {name!r}"
+    if not name.startswith("_"):
+        from hpcdist._config import nearest
+
+        meant = _ELSEWHERE.get(name) or nearest(name, _HOME)
+        said += f"; did you mean {meant!r}?" if meant else ""
+    return AttributeError(said, name=name)
 
 
 def __dir__() -> list[str]:

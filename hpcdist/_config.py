@@ -2,8 +2,10 @@
 
     ./hpcdist.toml    ~/.config/hpcdist/config.toml    /etc/hpcdist/config.toml
 
-Files are read at the first question, once. A key nobody knows is an error that names the nearest
-known one: a misspelt setting that is silently ignored is worse than none.
+`$XDG_CONFIG_HOME`, where it is set, takes the place of `~/.config`. Files are read at the first
+question, once. An unknown key is an error that names the nearest known one: a misspelt setting
+that is silently ignored is worse than none. A table may also belong to a scheduler that another
+package brings along.
 """
 
 from __future__ import annotations
@@ -19,10 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["nearest", "one_typo_from", "setting", "table", "unknown_option"]
 
+PLUGINS = "hpcdist.managers"  # the entry points by which packages bring schedulers along
+
 _PREFIX = "HPCDIST_"
-_FILES = ("./hpcdist.toml", "~/.config/hpcdist/config.toml", "/etc/hpcdist/config.toml")
+_FILES = ("./hpcdist.toml", "$XDG_CONFIG_HOME/hpcdist/config.toml", "/etc/hpcdist/config.toml")
 _TABLES = ("slurm", "pbs", "sge", "lsf", "profile")
-_INTERNAL = ("JOIN", "RANK", "TEST_RUN")  # passed between our own processes; no settings
+# Passed between our own processes; no settings.
+_INTERNAL = (
+    *("GPUS", "IDENT", "JOB_END", "JOIN", "MARK", "PMI_KEEPERS_END", "RANK", "SCRUBBED"),
+    "RUN",
+    "TEST_RUN",
+)
+_GONE = ("SPIN_US",)  # settings of earlier versions, which would now be ignored
 _TEST_PREFIX = "HPCDIST_TEST_"
 _LEVELS = ("debug", "info", "warning")
 
@@ -58,14 +68,35 @@ def _level(value: object) -> str:
 # name: (how a value is read, the built-in default)
 _KEYS: dict[str, tuple[Callable[[object], Any], Any]] = {
     "timeout": (_seconds, 60.0),
-    "spin_us": (_seconds, None),
     "heartbeat": (_seconds, 2.0),
     "heartbeat_limit": (_seconds, 10.0),
     "dir": (_path, "~/.hpcdist"),
     "log": (_level, "warning"),
+    "trace": (_path, None),
 }
 
-_layers: list[Layer] | None = None
+
+class _Files:
+    """The files of settings, read at the first question."""
+
+    def __init__(self) -> None:
+        self._layers: list[Layer] | None = None
+
+    def layers(self) -> list[Layer]:
+        """Return what they say, the nearest first."""
+        if self._layers is None:
+            _check_environment()
+            self._layers = [layer for path in _FILES if (layer := _read(path)) is not None]
+        return self._layers
+
+    def forget(self) -> None:
+        """Read files and environment anew at the next question."""
+        self._layers = None
+
+
+_files = _Files()
+forget = _files.forget
+_learned: set[str] = set()  # tables of schedulers that are defined in this program
 
 
 def setting(name: str, default: object = None, *, given: object = None) -> Any:
@@ -88,10 +119,35 @@ def setting(name: str, default: object = None, *, given: object = None) -> Any:
     return None if built_in is None else read(built_in)
 
 
+def sayings() -> list[tuple[str, Any, str]]:
+    """Return each setting, its value, and who has said so; then the entries of tables.
+
+    Raises:
+        ValueError: One of them is wrong.
+    """
+    found: list[tuple[str, Any, str]] = []
+    for name in _KEYS:
+        said = (source for source, value in _candidates(name, None) if value is not None)
+        found.append((name, setting(name), next(said, "default")))
+    known: dict[str, tuple[Any, str]] = {}
+    for path, values in _files.layers():
+        for name, value in _flat(values):
+            known.setdefault(name, (value, path))
+    return found + [(name, *known[name]) for name in sorted(known) if "." in name]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def table(name: str) -> dict[str, Any]:
     """Return a table of the files, such as "slurm" or "profile.bigmem"; nearer files win by key."""
     merged: dict[str, Any] = {}
-    for _, values in reversed(_files()):
+    for _, values in reversed(_files.layers()):
         found: Any = values
         for part in name.split("."):
             found = found.get(part, {}) if isinstance(found, dict) else {}
@@ -100,10 +156,22 @@ def table(name: str) -> dict[str, Any]:
     return merged
 
 
-def forget() -> None:
-    """Read files and environment anew at the next question."""
-    global _layers
-    _layers = None
+def learn(*tables: str) -> None:
+    """Let files of settings have these tables: those of schedulers that are none of ours."""
+    _learned.update(tables)
+
+
+def learned() -> list[str]:
+    """Return the tables that other processes of this cluster need."""
+    return sorted(_learned)
+
+
+def config_home(path: str) -> str:
+    """Expand a path of a user's files: `$XDG_CONFIG_HOME` is `~/.config` unless it is set."""
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(home):  # the specification: others are to be ignored
+        home = "~/.config"
+    return os.path.expanduser(path.replace("$XDG_CONFIG_HOME", home))
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
@@ -159,25 +227,19 @@ def _one_slip(name: str, choice: str) -> bool:
 
 def _candidates(name: str, given: object) -> Iterable[tuple[str, object]]:
     yield "argument", given
-    files = _files()
+    files = _files.layers()
     variable = _PREFIX + name.upper()
     yield variable, os.environ.get(variable) or None
     for source, values in files:
         yield source, values.get(name)
 
 
-def _files() -> list[Layer]:
-    global _layers
-    if _layers is None:
-        _check_environment()
-        _layers = [layer for path in _FILES if (layer := _read(path)) is not None]
-    return _layers
-
-
 def _check_environment() -> None:
     known = [name.upper() for name in _KEYS] + list(_INTERNAL)
     for variable in os.environ:
         name = variable.removeprefix(_PREFIX)
+        if variable.startswith(_PREFIX) and name in _GONE:
+            raise ValueError(f"the environment variable {variable} is no longer a setting")
         if name == variable or name in known or variable.startswith(_TEST_PREFIX):
             continue
         meant = _near_variable(name, known)
@@ -196,9 +258,9 @@ def _near_variable(name: str, known: list[str]) -> str | None:
 
 
 def _read(path: str) -> Layer | None:
-    full = os.path.expanduser(path)
+    path = config_home(path)
     try:
-        with open(full, "rb") as file:
+        with open(path, "rb") as file:
             data = file.read()
     except (FileNotFoundError, NotADirectoryError, PermissionError):  # A home may be out of reach.
         return None
@@ -213,13 +275,24 @@ def _read(path: str) -> Layer | None:
 
 
 def _check(path: str, values: dict[str, Any]) -> None:
+    tables = {*_TABLES, *_learned}
+    if not tables.union(_KEYS).issuperset(values):
+        tables |= _brought()
     for key, value in values.items():
-        if key in _TABLES:
+        if key in tables:
             if not isinstance(value, dict):
                 raise ValueError(f"{path}: {key!r} must be a table: [{key}]")
         elif key not in _KEYS:
             kind = "table" if isinstance(value, dict) else "key"
-            raise ValueError(f"{path}: unknown {kind} {key!r}; {_hint(key, [*_KEYS, *_TABLES])}")
+            known = [*_KEYS, *sorted(tables)]
+            raise ValueError(f"{path}: unknown {kind} {key!r}; {_hint(key, known)}")
+
+
+def _brought() -> set[str]:
+    """Return the schedulers that installed packages bring along; nothing of theirs is imported."""
+    from importlib.metadata import entry_points  # 10 ms and more
+
+    return {entry.name for entry in entry_points(group=PLUGINS)}
 
 
 def _merge(wide: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,15 @@ Workers import this module before anything else, so the heavier parts of the sta
 
 from __future__ import annotations
 
-import os
 import sys
+
+from hpcdist._frames import OWN_FOLDER, drop_frames, without_top
+from hpcdist._public import public
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from traceback import TracebackException
-    from types import TracebackType
     from typing import Any, Self, TypeAlias
     from weakref import WeakKeyDictionary, ref
 
@@ -43,10 +44,10 @@ __all__ = [
 
 _INDENT = "    "
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, Include/object.h: set on every class made at run time
-_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _REMOTE = "_hpcdist_remote"  # the one key of ours in the __dict__ of a RemoteException
 
 
+@public
 class HpcdistError(Exception):
     """Base of every error that hpcdist raises about the cluster."""
 
@@ -69,6 +70,7 @@ class RemoteCause(Exception):
         return str(self.args[1])
 
 
+@public
 class RemoteException(HpcdistError):
     """A call failed on process `pid`.
 
@@ -140,14 +142,18 @@ class RemoteException(HpcdistError):
     def __str__(self) -> str:
         if not self.traceback:
             return f"{self._place()}\n{_exception_only(self.cause)}"
-        return f"{self._place()}\n{_summary(self.cause)}\n{self.traceback.rstrip()}"
+        first, text = _summary(self.cause), self.traceback.rstrip()
+        if text == first:  # no frames but ours: it was raised in C
+            return f"{self._place()}\n{text}"
+        return f"{self._place()}\n{first}\n{text}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(pid={self.pid}, cause={_safely(repr, self.cause)})"
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         data = _encode(self.pid, self.cause, self.traceback)
-        return _rebuild_remote, (data, self.__dict__.get("__notes__"))
+        # Not the item itself: it may be of any size, and its text stands in the note.
+        return _rebuild_remote, (data, self.__dict__.get("__notes__"), self.__dict__.get("index"))
 
     def _place(self) -> str:
         return f"On {'process' if self.pid == 1 else 'worker'} {self.pid}:"
@@ -156,6 +162,7 @@ class RemoteException(HpcdistError):
 _late_reasons: dict[int, str] = {}  # by pid; pids are never given twice
 
 
+@public
 class ProcessExitedException(HpcdistError):
     """A process is gone, and with it what was asked of it.
 
@@ -174,11 +181,18 @@ class ProcessExitedException(HpcdistError):
         self._why = why
         self.host = host
         self.stderr = list(stderr)
+        self._running = ""  # the function it ran for the waiter that gets this error
         super().__init__(pid, why, host, self.stderr)
+
+    def copy(self, running: str = "") -> ProcessExitedException:
+        """Make one more error of the same death, for another waiter."""
+        copied = ProcessExitedException(self.pid, self.why, self.host, self.stderr)
+        copied._running = running or self._running
+        return copied
 
     @property
     def why(self) -> str:
-        """The reason. A scheduler's verdict may come a little later, and is told here then."""
+        """The reason. A scheduler's verdict may come a little later, and stands here then."""
         return _late_reasons.get(self.pid, self._why)
 
     @why.setter
@@ -193,9 +207,11 @@ class ProcessExitedException(HpcdistError):
         who = f"{'Process' if self.pid == 1 else 'Worker'} {self.pid}"
         place = f" on {self.host}" if self.host else ""
         why = f": {self.why.rstrip().rstrip('.')}" if self.why else ""
+        why += f" (it was running {self._running})" if self._running else ""
         return "\n".join([f"{who}{place} has exited{why}.", *_indented(self.stderr)])
 
 
+@public
 class ChannelClosed(HpcdistError):
     """The channel is closed, and what it still held has been taken."""
 
@@ -203,6 +219,7 @@ class ChannelClosed(HpcdistError):
         super().__init__(message)
 
 
+@public
 class LaunchError(HpcdistError):
     """Workers did not come up.
 
@@ -218,7 +235,7 @@ class LaunchError(HpcdistError):
     >>> print(LaunchError("mpiexec was not found", phase="start", command=["mpiexec", "-n", "2"],
     ...                   fix="Load the MPI module first."))
     mpiexec was not found (phase: start)
-    What was run: mpiexec -n 2
+    Command: mpiexec -n 2
     Load the MPI module first.
     """
 
@@ -246,16 +263,17 @@ class LaunchError(HpcdistError):
         if self.jobs:
             lines.append("Jobs: " + ", ".join(map(str, self.jobs)))
         if self.command:
-            lines.append("What was run: " + _command_line(self.command))
+            lines.append("Command: " + _command_line(self.command))
         if self.output:
-            lines += ["The last it printed:", *_indented(self.output)]
+            lines += ["Its last output:", *_indented(self.output)]
         if self.pids:
-            lines.append("Workers that did come up: " + ", ".join(map(str, self.pids)))
+            lines.append("Workers that have started: " + ", ".join(map(str, self.pids)))
         if self.fix:
             lines.append(self.fix)
         return "\n".join(lines)
 
 
+@public
 class CompositeException(HpcdistError, ExceptionGroup[Exception]):
     """Several errors of one operation, usually one per process.
 
@@ -263,6 +281,11 @@ class CompositeException(HpcdistError, ExceptionGroup[Exception]):
     >>> print(CompositeException("everywhere failed", errors))
     On worker 2: ValueError: no …and 2 more
     """
+
+    @classmethod
+    def of_processes(cls, message: str, errors: Iterable[Exception]) -> CompositeException:
+        """Put the errors of several processes together, in order of pid."""
+        return cls(message, sorted(errors, key=lambda error: getattr(error, "pid", 0)))
 
     def derive(self, excs: Sequence[Any]) -> CompositeException:  # type: ignore[override]
         """Return the same with other members; `split` and `except*` ask for it."""
@@ -273,17 +296,21 @@ class CompositeException(HpcdistError, ExceptionGroup[Exception]):
         return _summary(first) + (f" …and {len(others)} more" if others else "")
 
 
-def encode_error(exc: BaseException, pid: int, *, hide: str = _OWN_FOLDER) -> bytes:
-    """Return the bytes from which `decode_error` makes a RemoteException.
+def encode_error(exc: BaseException, pid: int, *, hide: str = OWN_FOLDER) -> bytes:
+    """Return the bytes from which `decode_error` makes a RemoteException; drop its frames here.
 
-    Never fails: what cannot be pickled is replaced by its name and its text.
+    Never fails: what cannot be pickled is replaced by its name and its text. The frames hold the
+    arguments of the call, and often the exception itself: they would stay until the garbage
+    collector happens to run.
 
     Args:
         exc: The exception, as caught where the call ran.
         pid: The process it was caught on.
         hide: Outermost frames of files below this path are left out of the traceback's text.
     """
-    return _encode(pid, exc, _traceback_text(exc, hide))
+    data = _encode(pid, exc, traceback_text(exc, hide))
+    drop_frames(exc)
+    return data
 
 
 def decode_error(data: bytes) -> RemoteException:
@@ -304,8 +331,12 @@ def _encode(pid: int, cause: BaseException, traceback_text: str) -> bytes:
     return pickle.dumps((pid, type_name, text, traceback_text, body), protocol=5)
 
 
-def _rebuild_remote(data: bytes, notes: list[str] | None) -> RemoteException:
+def _rebuild_remote(
+    data: bytes, notes: list[str] | None, index: int | None = None
+) -> RemoteException:
     error = decode_error(data)
+    if index is not None:
+        error.__dict__.setdefault("index", index)
     for note in notes or ():
         error.add_note(note)
     return error
@@ -352,10 +383,9 @@ def _dumps(value: object) -> bytes:
             return data
     except Exception:  # Whatever plain pickle trips over, cloudpickle may manage.
         pass
-    import cloudpickle  # type: ignore[import-untyped, unused-ignore]
+    from hpcdist import _pickler
 
-    by_value: bytes = cloudpickle.dumps(value, protocol=5)
-    return by_value
+    return _pickler.dumps(value)
 
 
 def _pickles_by_default(kind: type[BaseException]) -> bool:
@@ -439,33 +469,37 @@ def _args_of(exc: BaseException) -> tuple[Any, ...]:
     return args
 
 
-# -- Classes that are both ours and the user's ----------------------------------------------------
+class _RemoteClasses:
+    """Classes that are both ours and the user's, one for each class of causes."""
 
-# Weak on both sides: a class of the user's, redefined again and again, can go.
-_classes: WeakKeyDictionary[type[BaseException], ref[type[RemoteException]]] | None = None
+    def __init__(self) -> None:
+        # Weak on both sides: a class of the user's, redefined again and again, can go.
+        self._made: WeakKeyDictionary[type[BaseException], ref[type[RemoteException]]] | None = None
+
+    def below(self, kind: type[BaseException]) -> type[RemoteException]:
+        """Return the class that is both a RemoteException and a `kind`."""
+        from weakref import WeakKeyDictionary, ref  # most programs never get here
+
+        if self._made is None:
+            self._made = WeakKeyDictionary()
+        known = self._made.get(kind)
+        made = known() if known is not None else None
+        if made is None:
+            name = f"RemoteException[{kind.__name__}]"
+            space = {"__module__": RemoteException.__module__, "__doc__": RemoteException.__doc__}
+            # A class with a metaclass needs that one; a class that refuses is shown plainly.
+            metaclass: Any = type(kind)
+            made = metaclass(name, (RemoteException, kind), space)
+            self._made[kind] = ref(made)
+        return made
+
+
+_remote_classes = _RemoteClasses()
 
 
 def _remote_class(kind: type[BaseException]) -> type[RemoteException]:
     """Return the class to use for causes of class `kind`: RemoteException, or one below it."""
-    global _classes
-    if not _may_be_shown_as(kind):
-        return RemoteException
-    if _classes is None:
-        from weakref import WeakKeyDictionary
-
-        _classes = WeakKeyDictionary()
-    known = _classes.get(kind)
-    made = known() if known is not None else None
-    if made is None:
-        from weakref import ref
-
-        name = f"RemoteException[{kind.__name__}]"
-        space = {"__module__": RemoteException.__module__, "__doc__": RemoteException.__doc__}
-        # A class whose metaclass is not `type` needs its own; one that refuses is shown plainly.
-        metaclass: Any = type(kind)
-        made = metaclass(name, (RemoteException, kind), space)
-        _classes[kind] = ref(made)
-    return made
+    return _remote_classes.below(kind) if _may_be_shown_as(kind) else RemoteException
 
 
 def _may_be_shown_as(kind: type[BaseException]) -> bool:
@@ -528,24 +562,17 @@ def _exception_only(exc: BaseException) -> str:
         return _summary(exc)
 
 
-def _traceback_text(exc: BaseException, hide: str) -> str:
+def traceback_text(exc: BaseException, hide: str = OWN_FOLDER) -> str:
+    """Return what Python prints of an exception, without the first frames of ours."""
     from traceback import TracebackException
 
     try:
-        frames = _without_top(exc.__traceback__, hide)
+        frames = without_top(exc.__traceback__, hide)
         shown = TracebackException(type(exc), exc, frames, compact=True)
         _drop_repeated_causes(shown, set())
         return "".join(shown.format())
     except Exception:  # As above; an error about an error must not take the worker down.
         return _exception_only(exc)
-
-
-def _without_top(frames: TracebackType | None, hide: str) -> TracebackType | None:
-    """Return the frames below the first ones of ours; all of them where there are no others."""
-    inner = frames
-    while hide and inner is not None and inner.tb_frame.f_code.co_filename.startswith(hide):
-        inner = inner.tb_next
-    return inner if inner is not None else frames
 
 
 def _drop_repeated_causes(shown: TracebackException | None, seen: set[int]) -> None:

@@ -35,8 +35,9 @@ esac
 case $library in
 *"ch4:ucx ofi"*)
     # The wheel of MPICH: over UCX, its start under pmi2 hangs now and then, after "value not properly
-    # terminated", the more so the more a program has in memory when it calls hpcdist.init().
-    export MPIR_CVAR_CH4_NETMOD=${MPIR_CVAR_CH4_NETMOD:-ofi}
+    # terminated", the more so the more a program has in memory when it calls hpcdist.init(); and so
+    # it does over libfabric's "sockets", which it would take next.
+    export MPIR_CVAR_CH4_NETMOD="${MPIR_CVAR_CH4_NETMOD:-ofi}" FI_PROVIDER="${FI_PROVIDER:-^sockets}"
     ;;
 esac
 

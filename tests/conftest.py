@@ -5,6 +5,10 @@ clusters its tests make. `pytest tests/slurm` is one too; its tests' programs ru
 a cluster (see `tests/slurm/conftest.py`). `mpiexec -n 4 python -m pytest --with-mpi tests/mpi` is
 four, which run the same tests in step (see `tests/mpi/conftest.py`); there rank 0 chooses seed and
 temporary folder.
+
+With `-n 4` (pytest-xdist) there are four runs of the first kinds side by side, each with a mark, a
+temporary folder and a /dev/shm of its own; the process that started them, the controller, runs no
+test, and prints what they tell it.
 """
 
 import io
@@ -27,6 +31,7 @@ import pytest
 from tests import helpers
 from tests._leftovers import MARK, Leftovers, descriptors
 from tests._limits import Limit, dump_stacks_of
+from tests._own_shm import hide_shm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,10 +91,12 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     seed = config.getoption("--seed")
     if seed is None:
-        seed = random.SystemRandom().randrange(2**32)
+        seed = config.option.seed = random.SystemRandom().randrange(2**32)  # xdist passes it on
     rank, size, (seed, folder) = _agree_on_start(config, seed)
     mark = uuid.uuid4().hex
     _set_environment(folder, mark)
+    if size == 1:
+        hide_shm()
     # Capturing is suspended while plugins are configured: descriptor 2 is the real stderr here.
     stderr_fd = os.dup(2)
     leftovers = Leftovers(mark, folder)
@@ -123,8 +130,34 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     # Never taken back: it also covers the interpreter's exit.
     run.limit.start("the end of the session", SESSION_END_LIMIT)
     run.left_at_end += _leftovers_at_end(run)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_at_end"] = run.left_at_end
+        run.limit.stop()  # from here on it waits for the others, until the controller ends it
     if run.left_at_end and session.exitstatus in (pytest.ExitCode.OK, 5):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests._side_by_side import ByCluster
+
+    # In the order of the command line: what takes long is named first.
+    config.option.loadscopereorder = False
+    return ByCluster(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        from tests._side_by_side import begins_at
+
+        items.sort(key=lambda item: begins_at(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over what a process that ran tests beside others has found at its end."""
+    left = [error] if error else getattr(node, "workeroutput", {}).get("left_at_end", [])
+    node.config.stash[RUN].left_at_end += [f"{node.gateway.id}: {what}" for what in left]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -154,7 +187,8 @@ def _agree_on_start(config: pytest.Config, seed: int) -> tuple[int, int, tuple[i
 
 def _make_folder() -> Path:
     # Directly below /tmp and short: sockets with at most 107 characters in their names live in it.
-    return Path(tempfile.mkdtemp(prefix="ht-"))
+    # The run around this one has set the variable.
+    return Path(tempfile.mkdtemp(prefix="ht-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
 
 
 def _set_environment(folder: Path, mark: str) -> None:

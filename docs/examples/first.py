@@ -31,7 +31,7 @@ def consume(channel: RemoteChannel) -> str:
 
 
 print(f"2. A channel from worker {pids[0]} to worker {pids[-1]}")
-channel = RemoteChannel(2)  # holds two values; whoever puts a third one waits
+channel = RemoteChannel(2)  # holds two values; a third `put` waits
 remotecall(produce, pids[0], channel, 5)
 print(f"   {remotecall_fetch(consume, pids[-1], channel)}\n")
 

@@ -5,48 +5,47 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
+import shlex
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpcdist import _config
-from hpcdist._cli.findings import Finding, bad, doubt, fact, good
-from hpcdist._cli.probe import PACKAGE, package_version
+from hpcdist._cli.probe import PACKAGE
 from hpcdist._cli.schedulers import private_place
-from hpcdist._managers.launching import OPENMPI_ENV, Mpi, MpiNotFound, find_mpi, scrubbed
+from hpcdist._keeper.installed_mpi import (
+    OPENMPI_ENV,
+    Mpi,
+    MpiNotFound,
+    find_mpi,
+    read_library,
+    scrubbed,
+)
+from hpcdist._schedulers.findings import Finding, bad, doubt, fact, good
 from hpcdist._transport import network
+from hpcdist._version import VERSION
 
 _DEADLINE = 30.0
-_PAIR = "from mpi4py import MPI; print('world of', MPI.COMM_WORLD.size)"
+# One write, also with PYTHONUNBUFFERED: a launcher puts the ranks' pieces one after the other.
+_PAIR = (
+    "import sys; from mpi4py import MPI; "
+    r"sys.stdout.write('world of %d\n' % MPI.COMM_WORLD.size)"
+)
 
 
 def library(text: str) -> tuple[str, str] | None:
     """Read what MPI_Get_library_version says: the family and the version.
 
-    >>> library("Open MPI v5.0.11, package: Open MPI root@h Distribution")
-    ('openmpi', '5.0.11')
-    >>> library("MPICH Version:      5.0.2\\nMPICH Release date: ..."), library("LAM 7")
-    (('mpich', '5.0.2'), None)
-    >>> library("Intel(R) MPI Library 2021.18 for Linux* OS")
-    ('intel', '2021.18')
+    >>> library("Open MPI v5.0.11, package: Open MPI root@h Distribution"), library("LAM 7")
+    (('openmpi', '5.0.11'), None)
     """
-    patterns = {
-        "openmpi": r"Open MPI v(\d[\w.]*)",
-        "intel": r"Intel\(R\) MPI Library (\d[\w.]*)",
-        # Its descendants (MVAPICH, Cray MPICH) are started in the same way.
-        "mpich": r"(?:MPICH|MVAPICH2?|CRAY MPICH)\s+[Vv]ersion\s*:?\s+(\d[\w.]*)",
-    }
-    for family, pattern in patterns.items():
-        match = re.search(pattern, text)
-        if match:
-            return family, match[1]
-    return None
+    known = read_library(text)
+    return None if known is None else (known[0], ".".join(map(str, known[1])))
 
 
-def local(python: str, found: Mapping[str, Any], *, start: bool) -> Iterator[Finding]:
+def local(python: Sequence[str], found: Mapping[str, object], *, start: bool) -> Iterator[Finding]:
     """Check what is on this machine.
 
     Args:
@@ -58,13 +57,22 @@ def local(python: str, found: Mapping[str, Any], *, start: bool) -> Iterator[Fin
     yield from _mpi(python, found, start=start)
 
 
-def ask(python: str) -> dict[str, Any]:
-    """Ask an interpreter what it has.
+def is_command(python: Sequence[str]) -> bool:
+    """Tell whether an interpreter is behind a command, which may be that of a container."""
+    return len(python) > 1
+
+
+def ask(python: Sequence[str], folder: str = "") -> dict[str, Any]:
+    """Ask an interpreter what it has, and which of the folders it needs it sees.
+
+    Args:
+        folder: Where it is to run.
 
     Raises:
         RuntimeError: It cannot say, in its words.
     """
-    argv = [python, "-P", "-m", "hpcdist._cli.probe", "-"]
+    argv = [*python, "-P", "-m", "hpcdist._cli.probe", "-"]
+    argv += filter(None, [_base(), folder] if is_command(python) else [])
     try:
         done = _run(argv, environment())
         answer: dict[str, Any] = json.loads(done.stdout)
@@ -98,9 +106,30 @@ def _run(argv: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess
     )
 
 
-def _versions(found: Mapping[str, Any]) -> Finding:
+def sees(python: Sequence[str], found: Mapping[str, Any]) -> Finding:
+    """Tell whether an interpreter behind a command, as in a container, sees the folders it needs.
+
+    Args:
+        found: What it has, and which folders it does not see.
+    """
+    hidden = found["hidden"]
+    if not hidden:
+        return good("through that command, the folder of runs and the one to work in are visible")
+    return bad(
+        f"through {shlex.join(python)}, {', '.join(hidden)} cannot be seen",
+        "make them visible in the container: --container-args='--bind /that/folder'",
+    )
+
+
+def _base() -> str:
+    """Return the folder of runs, or where it will be made."""
+    base: str = os.path.abspath(_config.setting("dir"))
+    return base if os.path.isdir(base) else os.path.dirname(base)
+
+
+def _versions(found: Mapping[str, object]) -> Finding:
     text = f"Python {found['python']} ({found['executable']}), hpcdist {found['hpcdist']}"
-    ours = (platform.python_version(), package_version())
+    ours = (platform.python_version(), VERSION)
     if ours == (found["python"], found["hpcdist"]):
         return good(text)
     return bad(
@@ -109,7 +138,7 @@ def _versions(found: Mapping[str, Any]) -> Finding:
     )
 
 
-def _mpi(python: str, found: Mapping[str, Any], *, start: bool) -> Iterator[Finding]:
+def _mpi(python: Sequence[str], found: Mapping[str, object], *, start: bool) -> Iterator[Finding]:
     if found["library"] is None:
         yield bad(
             f"mpi4py cannot be used: {found.get('mpi error')}",
@@ -123,17 +152,23 @@ def _mpi(python: str, found: Mapping[str, Any], *, start: bool) -> Iterator[Find
         yield bad("the MPI launcher is missing", "see above", str(exc))
         return
     known = library(str(found["library"]))
+    if mpi.lacks is not None:
+        text = f"mpi4py {found['mpi4py']} loads {mpi.family} {'.'.join(map(str, mpi.version))}"
+        yield doubt(f"{text}, for which there is no launcher out here", "see below", str(mpi.lacks))
+        return
     yield _matching(known, mpi, found)
     if start:
         yield _pair(mpi, python)
 
 
-def _matching(known: tuple[str, str] | None, mpi: Mpi, found: Mapping[str, Any]) -> Finding:
-    launcher = f"{mpi.mpiexec} ({mpi.family} {'.'.join(map(str, mpi.version))})"
+def _matching(known: tuple[str, str] | None, mpi: Mpi, found: Mapping[str, object]) -> Finding:
+    launcher = mpi.mpiexec
+    if mpi.inside is None:
+        launcher += f" ({mpi.family} {'.'.join(map(str, mpi.version))})"
     if known is None:
         first = str(found["library"]).splitlines()[0]
         return doubt(
-            f"mpi4py {found['mpi4py']} loads an MPI we do not know; launcher: {launcher}",
+            f"mpi4py {found['mpi4py']} loads an unknown MPI; launcher: {launcher}",
             "compare the two yourself",
             first,
         )
@@ -142,14 +177,14 @@ def _matching(known: tuple[str, str] | None, mpi: Mpi, found: Mapping[str, Any])
         return good(text)
     return bad(
         text,
-        f"they do not fit: put the mpiexec of that {known[0]} first on PATH, or install mpi4py "
+        f"they do not match: put the mpiexec of that {known[0]} first on PATH, or install mpi4py "
         "for the other",
     )
 
 
-def _pair(mpi: Mpi, python: str) -> Finding:
+def _pair(mpi: Mpi, python: Sequence[str]) -> Finding:
     flags = ["--oversubscribe", "--bind-to", "none"] if mpi.family == "openmpi" else []
-    argv = [mpi.mpiexec, *flags, "-n", "2", python, "-P", "-c", _PAIR]
+    argv = [mpi.mpiexec, *flags, "-n", "2", *python, "-P", "-c", _PAIR]
     try:
         done = _run(argv, environment())
     except (OSError, subprocess.SubprocessError) as exc:
@@ -160,22 +195,25 @@ def _pair(mpi: Mpi, python: str) -> Finding:
     return bad("two ranks start here, but not as one world", "see the line above", words[-2000:])
 
 
-def visible(found: Mapping[str, Any]) -> Finding:
+def visible(found: Mapping[str, Any], *, inside: bool = False) -> Finding:
     """Check that what workers need lies where compute nodes may see it.
 
     Args:
         found: What the workers' interpreter has.
+        inside: Whether its files may be a container's: then only the folder of runs counts.
     """
-    needed = {
-        "the interpreter": found["executable"],
-        "what it links to": os.path.realpath(found["executable"]),
-        "the package": found["package"],
-        "the folder of runs": os.path.abspath(_config.setting("dir")),
-    }
-    needed |= {f"Python's library in {prefix}": prefix for prefix in found["prefixes"]}
+    needed = {"the folder of runs": os.path.abspath(_config.setting("dir"))}
+    if not inside:
+        needed |= {
+            "the interpreter": found["executable"],
+            "what it links to": os.path.realpath(found["executable"]),
+            "the package": found["package"],
+        }
+        needed |= {f"Python's library in {prefix}": prefix for prefix in found["prefixes"]}
     hidden = [what for what, path in needed.items() if private_place(path)]
     if not hidden:
-        return good("interpreter, package and runs lie in no folder that is usually private")
+        what = "the folder of runs lies" if inside else "interpreter, package and runs lie"
+        return good(f"{what} in no folder that is usually private")
     return doubt(
         f"{', '.join(hidden)}: compute nodes usually have a folder of their own there",
         "use a shared file system (HPCDIST_DIR moves the folder of runs); --run tries it out",
@@ -222,7 +260,7 @@ def addresses(interface: str | None) -> Finding:
             listener.close()
     except (OSError, ValueError) as exc:
         return bad("workers cannot reach this machine", "choose another --interface", str(exc))
-    text = f"workers will be told to reach this machine at {', '.join(found)}"
+    text = f"workers will dial this machine at {', '.join(found)}"
     if all(address.startswith("127.") or address == "::1" for address in found):
         return bad(text, "this machine has no address but its own loopback: give it a network")
     return fact(text)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hpcdist._managers.launching import OPENMPI_ENV, Mpi, MpiNotFound, find_mpi, scrubbed
+from hpcdist._keeper.installed_mpi import OPENMPI_ENV, Mpi, MpiNotFound, find_mpi, scrubbed
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the examples lie inside the package, in a checkout with the documentation.
@@ -57,8 +57,11 @@ def _run_ranks(program: str, ranks: int, mpi: Mpi) -> int:
 def _run_plainly(program: str, workers: int) -> int:
     from hpcdist._cli.run import run_file
     from hpcdist._cli.starting import fresh_main
+    from hpcdist._managers.driver import begin
     from hpcdist._managers.lifecycle import addprocs
+    from hpcdist._runtime.node import here
 
+    begin(here.node)
     addprocs(workers, isolation="process")
     run_file(program, fresh_main())
     return 0

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hpcdist._cli import checks, job_options, testjob
-from hpcdist._cli.findings import Finding, Mark, bad, fact, show
-from hpcdist._cli.schedulers import NoScheduler, Scheduler, chosen, leave, manager_of
-from hpcdist._managers.batch.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
-from hpcdist._managers.launching import MpiNotFound
+from hpcdist._cli.schedulers import Known, NoScheduler, chosen, leave
+from hpcdist._contract.managers import Settings, default_addprocs_params
+from hpcdist._keeper.installed_mpi import MpiNotFound
+from hpcdist._schedulers.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
+from hpcdist._schedulers.findings import Finding, Mark, Trial, bad, fact, show
 
 if TYPE_CHECKING:
-    from hpcdist._managers.batch.base import BatchManager
+    from hpcdist._schedulers.batch_manager import BatchManager
 
 _REFUSALS = (
     *(CommandFailed, CommandLate, CommandMissing, SubmitError, MpiNotFound),
@@ -26,47 +28,60 @@ _REFUSALS = (
 def main(options: argparse.Namespace) -> int:
     """Print the findings as they come; return 1 if a check has failed."""
     params = job_options.keywords(options)
-    python = params.get("python", sys.executable)
     failed = 0
+    found = []
     try:
-        for finding in _all(options, params, python):
-            print(show(finding, sys.stdout.encoding), flush=True)
+        for finding in _all(options, params):
             failed += finding.mark is Mark.BAD
+            if hasattr(options, "json"):
+                found.append({**vars(finding), "mark": finding.mark.name.lower()})
+            else:
+                print(show(finding, sys.stdout.encoding), flush=True)
     except KeyboardInterrupt:
         return 130
+    if hasattr(options, "json"):
+        print(json.dumps({"failed": failed, "findings": found}, indent=1))
+        return 1 if failed else 0
     print(f"\n{failed} check(s) failed" if failed else "\nall is well")
     return 1 if failed else 0
 
 
-def _all(options: argparse.Namespace, params: dict[str, Any], python: str) -> Iterator[Finding]:
+def _all(options: argparse.Namespace, params: dict[str, Any]) -> Iterator[Finding]:
     scheduler = _scheduler(options)
     if scheduler is None:
         yield fact("no scheduler was found on PATH; the rest is about this machine alone")
     try:
-        here = checks.ask(python)
+        settings = _settings(scheduler, options.n, params)
+    except (TypeError, ValueError) as exc:
+        leave(options, 2, str(exc))
+    python = settings.python
+    try:
+        here = checks.ask(python, settings.dir)
     except RuntimeError as exc:
-        fix = "install hpcdist there, or choose another --python"
-        yield bad(f"{python} cannot import hpcdist", fix, str(exc))
+        fix = "install hpcdist there, or choose another --python or --container"
+        yield bad(f"{shlex.join(python)} cannot import hpcdist", fix, str(exc))
         return
     yield from checks.local(python, here, start=scheduler is None)
+    if checks.is_command(python):
+        yield checks.sees(python, here)
     if scheduler is None:
         return
     yield checks.folder()
     yield checks.addresses(params.get("interface"))
-    manager = manager_of(scheduler, options.n)
+    manager = scheduler.manager(options.n)
     if here["library"] is None:  # complained of before; the rest can be checked without it
         params = {"isolation": "process"} | params
-    yield from _theirs(scheduler, manager, params, here)
+    yield from _theirs(manager, params, here)
     tried = []
     if hasattr(options, "run"):
-        for finding in _run(scheduler, manager, params, here):
+        for finding in _run(manager, params, here):
             tried.append(finding)
             yield finding
     if not tried or any(finding.mark is Mark.BAD for finding in tried):
-        yield checks.visible(here)
+        yield checks.visible(here, inside=checks.is_command(python))
 
 
-def _scheduler(options: argparse.Namespace) -> Scheduler | None:
+def _scheduler(options: argparse.Namespace) -> Known | None:
     """Return the scheduler to check; None: there is none here, and none was asked for."""
     name = getattr(options, "scheduler", None)
     try:
@@ -77,14 +92,23 @@ def _scheduler(options: argparse.Namespace) -> Scheduler | None:
         return None
 
 
+def _settings(scheduler: Known | None, n: int, params: dict[str, Any]) -> Settings:
+    """Return the settings of a launch with these options; files of settings count."""
+    if scheduler is None:
+        return Settings.of(default_addprocs_params(), params)
+    return scheduler.manager(n).settings_of(params)
+
+
 def _theirs(
-    scheduler: Scheduler, manager: BatchManager, params: dict[str, Any], here: dict[str, Any]
+    manager: BatchManager, params: dict[str, Any], here: dict[str, Any]
 ) -> Iterator[Finding]:
     """Run the scheduler's own checks. Where the first one fails, there is nobody to ask."""
-    if not scheduler.checks:  # another package brings its manager, and none of these
-        return
-    module = import_module(scheduler.checks)
-    for number, check in enumerate(module.checks(manager, params, _family(here))):
+    trial = Trial(
+        script=lambda: manager.job_script(**params),
+        launcher=lambda: manager.plan(manager.settings_of(params)).launcher(manager.n),
+        family=_family(here),
+    )
+    for number, check in enumerate(manager.scheduler.checks(trial)):
         found = list(_guarded(check))
         yield from found
         if number == 0 and any(finding.mark is Mark.BAD for finding in found):
@@ -96,12 +120,10 @@ def _family(here: dict[str, Any]) -> str | None:
     return known[0] if known is not None else None
 
 
-def _run(
-    scheduler: Scheduler, manager: BatchManager, params: dict[str, Any], here: dict[str, Any]
-) -> Iterator[Finding]:
-    name, minute = scheduler.limit
-    limited = not name or any(manager.aliases.get(given, given) == name for given in params)
-    job = params if limited else {name: minute} | params
+def _run(manager: BatchManager, params: dict[str, Any], here: dict[str, Any]) -> Iterator[Finding]:
+    minute, aliases = manager.scheduler.a_minute, manager.scheduler.aliases
+    limited = any(aliases.get(given, given) in minute for given in params)
+    job = params if limited else {**minute, **params}
     return _guarded(lambda: testjob.check(manager, job, here, params.get("interface")))
 
 

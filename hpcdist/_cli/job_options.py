@@ -9,18 +9,33 @@ follows it is the driver's, as with `hpcdist run`. Or they follow it (`submit dr
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from hpcdist._config import one_typo_from
+from hpcdist._numbers import whole
 
 Value: TypeAlias = "bool | str | list[bool | str]"
 
 
 def _split(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
+    number = whole(text)
+    return text if number is None else number
+
+
+def _python(text: str) -> str | list[str]:
+    return text if os.path.exists(text) else shlex.split(text)
+
+
+def _times(text: str) -> int:
+    number = whole(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return number
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -31,19 +46,36 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 _Entry: TypeAlias = tuple[str, dict[str, Any]]
-# The flag and what argparse is told of it. `dest` is the keyword of `addprocs`.
+# The flag and argparse's arguments for it. `dest` is the keyword of `addprocs`.
 _JOB: list[_Entry] = [
     (
         "--scheduler",
-        {"metavar": "NAME", "help": "slurm, pbs, sge or lsf; by default that found here"},
+        {
+            "metavar": "NAME",
+            "help": "slurm, pbs, sge, lsf, a package's; by default that found here",
+        },
     ),
     ("--template", {"metavar": "FILE", "help": "a template of one's own, by name or path"}),
     ("--module", {"metavar": "NAME", "dest": "modules", "help": "module load NAME; repeatable"}),
     ("--setup", {"metavar": "LINE", "help": "a shell line before the launch; repeatable"}),
     ("--env", {"metavar": "NAME=VALUE", "help": "a variable to set; repeatable"}),
-    ("--launcher", {"metavar": "HOW", "help": "srun, mpiexec or auto"}),
+    ("--launcher", {"metavar": "HOW", "help": "auto, mpiexec, or the scheduler's own (srun)"}),
     ("--mpi", {"metavar": "FLAVOUR", "help": "as in srun --mpi=FLAVOUR"}),
-    ("--python", {"metavar": "FILE", "help": "the interpreter; by default this one"}),
+    (
+        "--python",
+        {
+            "metavar": "COMMAND",
+            "type": _python,
+            "help": "the interpreter, or a quoted command that ends with one; by default this one",
+        },
+    ),
+    (
+        "--wrapper",
+        {"metavar": "COMMAND", "help": "a command before the interpreter: 'numactl --localalloc'"},
+    ),
+    ("--container", {"metavar": "IMAGE", "help": "take the python3 of this apptainer image"}),
+    ("--container-args", {"metavar": "ARGS", "help": "arguments of `apptainer exec`: '--nv'"}),
+    ("--srun-args", {"metavar": "ARGS", "help": "more arguments of srun, as they stand"}),
     ("--dir", {"metavar": "FOLDER", "help": "where to run; by default here"}),
     ("--job-dir", {"metavar": "FOLDER", "help": "the base of the runs' folders"}),
     ("--interface", {"metavar": "NAME", "help": "where workers shall reach process 1"}),
@@ -58,11 +90,21 @@ _WORKERS: list[_Entry] = [
     ("--enable-threaded-blas", {"action": "store_true", "help": "leave BLAS its threads"}),
 ]
 _SUBMIT: list[_Entry] = [
+    ("--name", {"metavar": "NAME", "help": "what to call it, for jobs, logs and cancel"}),
+    (
+        "--resubmit",
+        {
+            "metavar": "N",
+            "type": _times,
+            "help": "start the driver again after TIMEOUT or PREEMPTED, up to N times",
+        },
+    ),
     ("--dry-run", {"action": "store_true", "help": "print the script and submit nothing"}),
     ("--wait", {"action": "store_true", "help": "wait, and end with the driver's exit code"}),
 ]
 _DOCTOR: list[_Entry] = [
     ("--run", {"action": "store_true", "help": "also run a test job of two ranks, one minute"}),
+    ("--json", {"action": "store_true", "help": "the findings for programs"}),
 ]
 _TABLES = {
     "submit": _JOB + _SUBMIT,
@@ -71,7 +113,8 @@ _TABLES = {
 }
 _NUMBER = ("-n", "--ntasks")
 _REPEATED = {"--module", "--setup", "--env", "--option"}
-_NO_KEYWORDS = {"scheduler", "dry_run", "wait", "run"}
+_WORDS = {"--wrapper", "--container-args", "--srun-args"}  # quoted words; repeatable
+_NO_KEYWORDS = {"scheduler", "dry_run", "wait", "run", "json", "name", "resubmit"}
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
@@ -80,6 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         told = {"default": argparse.SUPPRESS, **details}
         if flag in _REPEATED:
             told |= {"action": "append", "type": _pair if flag == "--env" else str}
+        if flag in _WORDS:
+            told |= {"action": "extend", "type": shlex.split}
         parser.add_argument(flag, **told)
 
 
@@ -87,6 +132,11 @@ def ours(command: str) -> dict[str, bool]:
     """Return our options of a command, and whether each takes a value."""
     table = {flag: "action" not in details for flag, details in _TABLES[command]}
     return table | dict.fromkeys(_NUMBER, True) | {"-h": False, "--help": False}
+
+
+def for_workers(options: argparse.Namespace) -> list[str]:
+    """Return the given options that are for workers alone."""
+    return [flag for flag, _ in _WORKERS if hasattr(options, flag[2:].replace("-", "_"))]
 
 
 def keywords(options: argparse.Namespace) -> dict[str, Any]:
@@ -154,9 +204,11 @@ def divide(
         name, attached = _name(word)
         if name in ours:
             counted = counted or name in _NUMBER
-            mine.append(word)
-            if ours[name] and attached is None and words:
-                mine.append(words.popleft())
+            value = words.popleft() if ours[name] and attached is None and words else None
+            if value is not None and value.startswith("-") and name in _WORDS:
+                mine.append(f"{word}={value}")  # argparse takes `--nv` alone for an option
+            else:
+                mine += [word] if value is None else [word, value]
         else:
             _give(theirs, name.lstrip("-"), _value(name, attached, bare, words))
     return Divided(tuple(mine), theirs, tuple(driver))

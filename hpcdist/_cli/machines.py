@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hpcdist._managers.ssh_machines import Machine, parse, read
 
-_COUNT = re.compile(r"(?:(?P<count>\d+|auto)\s*\*\s*)?(?P<rest>[^*]*)")
+_COUNT = re.compile(r"(?:(?P<count>[0-9]{1,9}|auto)\s*\*\s*)?(?P<rest>[^*]*)")
 _FORM = "[count*][user@]host[:port] [bind_addr]"
 
 

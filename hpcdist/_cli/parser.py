@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn, TypeAlias
 
 from hpcdist._cli import job_options
+from hpcdist._config import nearest
+from hpcdist._version import VERSION
 
 _Parser = argparse.ArgumentParser
 # Commands whose unknown options are the scheduler's.
@@ -16,7 +17,7 @@ _FOR_SCHEDULERS = ("submit", "script", "doctor")
 
 _RUN = """\
 Add N workers, then run a Python program as process 1, as `python driver.py` would.
-Workers run no line of the program but what it sends them; hpcdist.init() in it returns at once.
+Workers run only what the program sends them; hpcdist.init() in it returns at once.
 """
 _RUN_EXAMPLES = """\
 examples:
@@ -29,7 +30,7 @@ begins a comment. Hosts other than this one are reached by ssh.
 """
 _REPL = """\
 Start an interactive Python with N workers and hpcdist's names at hand: IPython where it is
-installed. Ctrl-C ends what you wait for and leaves the workers alone; Ctrl-D ends it all.
+installed. Ctrl-C ends your wait and not the workers; Ctrl-D ends all.
 """
 _WORKER = """\
 Be a worker. Cluster managers start this command; type it yourself with the join file of an
@@ -50,28 +51,81 @@ _SUBMIT_EXAMPLES = """\
 examples:
   hpcdist submit driver.py -n 128 --partition debug -t 5:00
   hpcdist submit driver.py -n 128 --exclusive --wait 10 20     (10 and 20 are for the driver)
+  hpcdist submit driver.py -n 128 --name run1                  (then: hpcdist logs -f run1)
   hpcdist submit -n 8 --partition=debug driver.py --size 100   (--size too)
   hpcdist submit -n 8 --setup "source env.sh" --module gcc --dry-run driver.py
 
-Options that follow the driver's name are ours or the scheduler's up to the first word that is
-neither, or `--`. Where -n stands before the driver, all that follows it is the driver's.
+hpcdist and the scheduler take the options after the driver's name, up to the first word that is
+neither an option nor its value, or `--`. If -n stands before the driver, all words after the driver
+are its arguments.
 """
 _SCRIPT = """\
-Print the job script that addprocs(SlurmManager(N), ...) would submit. Nothing is made or submitted.
-Options that are not listed here go to the scheduler.
+Print the job script that addprocs(SlurmManager(N), ...) would submit; with a driver, the one of
+`hpcdist submit` with the same words. It submits nothing. Options that are not listed here go to the
+scheduler.
 """
 _SCRIPT_EXAMPLES = """\
-example:
+examples:
   hpcdist script -n 8 --partition debug -t 5:00 --module gcc
+  hpcdist script driver.py -n 8 --partition debug -t 5:00 10 20
 """
 _JOBS = """\
-List your jobs that hpcdist has submitted: those that have not ended, and those of the last day.
+List your jobs that hpcdist has submitted: those that have not ended, and those of the last day; or
+those that are named, by a job's id, that of a job array, or a run's name.
+"""
+_LOGS = """\
+Print what a job has written to its log. JOB is a job's id, that of a job array, or a run's name.
+"""
+_LOGS_EXAMPLES = """\
+examples:
+  hpcdist logs run1
+  hpcdist logs -f run1     (goes on until the job has ended; Ctrl-C ends this, and not the job)
 """
 _CANCEL = """\
 End jobs that hpcdist has submitted. JOB is a job's id, that of a job array, or a run's name.
 """
+_CHECKPOINT = """\
+Show what a checkpoint of a map holds: whose it is, how many items are finished, its size, when the
+first and the last of them were written, and who writes it now. It may be growing.
+"""
+_TOP = """\
+Show what the workers of a running driver of yours are doing: their calls and for how long they run,
+what waits, processor time, memory, bytes in and out, by host and job. DRIVER is the number of its
+process on this host; JOB a submitted driver's job, or one with workers of a driver on this host.
+Without a name: your only driver here.
+"""
+_TOP_EXAMPLES = """\
+examples:
+  hpcdist top
+  hpcdist top 4711
+  hpcdist top --once | less
+  hpcdist top --json | python -m json.tool
+
+Keys: q ends it, s sorts by the next column, / keeps the workers that match a word, k shows the
+stacks of a worker (Esc goes back), space holds the picture.
+"""
+_TRACE = """\
+Make one page of a trace, for any browser: a timeline, how busy each process was, the longest calls,
+what was waited for, what was sent where. FILE is what `with hpcdist.trace(FILE):` or HPCDIST_TRACE
+has made. It also opens in Perfetto (https://ui.perfetto.dev).
+"""
+_STATUS = """\
+Print once what the workers of a running driver of yours are doing: `hpcdist top --once`.
+"""
+_CONFIG = """\
+Show each setting, its value, and who has said so: the environment, a file, or nobody.
+"""
+_COMPLETION = """\
+Print what makes a shell complete the commands and options of hpcdist.
+"""
+_COMPLETION_EXAMPLES = """\
+examples:
+  source <(hpcdist completion bash)                           (in ~/.bashrc)
+  source <(hpcdist completion zsh)                            (in ~/.zshrc, after compinit)
+  hpcdist completion fish >~/.config/fish/completions/hpcdist.fish
+"""
 _DOCTOR = """\
-Check whether workers can be had here, line by line; what fails comes with its remedy. Options that
+Check whether workers can start here, line by line; a failed check names its remedy. Options that
 are not listed here go to the scheduler, as with submit. Ends with 1 if a check has failed.
 """
 _DOCTOR_EXAMPLES = """\
@@ -88,15 +142,18 @@ class _OneSentence(_Parser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
-def parse(args: Sequence[str]) -> argparse.Namespace:
-    """Read the arguments; ends the process with 2 where they are wrong."""
+_Commands: TypeAlias = "argparse._SubParsersAction[_OneSentence]"
+
+
+def make() -> tuple[_OneSentence, _Commands]:
+    """Make the parser, and what has those of the commands."""
     parser = _OneSentence(
         prog="hpcdist",
         description="Julia's Distributed for Python, on MPI.",
-        epilog="`hpcdist COMMAND --help` tells more. A program that calls hpcdist.init() also runs "
+        epilog="`hpcdist COMMAND --help` says more. A program that calls hpcdist.init() also runs "
         "as `mpiexec -n N python driver.py`.",
     )
-    parser.add_argument("--version", action="version", version=f"hpcdist {_version()}")
+    parser.add_argument("--version", action="version", version=f"hpcdist {VERSION}")
     # Not `required`: argparse would then complain about "command" before an unknown option.
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, (summary, description, epilog, arguments) in _COMMANDS.items():
@@ -109,8 +166,19 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
         )
+    return parser, commands
+
+
+def parse(args: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments; ends the process with 2 where they are wrong."""
+    parser, commands = make()
+    _check_command(parser, args)
     divided = _divide(args)
-    options = parser.parse_args(args if divided is None else [args[0], *divided.ours])
+    words = args if divided is None else [args[0], *divided.ours]
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = commands.choices[options.command]._option_string_actions if options.command else {}
+        _refuse(parser, unknown, known)
     if divided is not None:
         options.theirs, options.program = divided.theirs, list(divided.program)
         _check_job(commands.choices[options.command], options)
@@ -121,6 +189,20 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _check_command(parser: _Parser, args: Sequence[str]) -> None:
+    if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+        meant = nearest(args[0], _COMMANDS)
+        known = f"did you mean {meant!r}?" if meant else f"there are {', '.join(_COMMANDS)}"
+        parser.error(f"there is no command {args[0]!r}; {known}")
+
+
+def _refuse(parser: _Parser, unknown: Sequence[str], known: Iterable[str]) -> NoReturn:
+    meant = nearest(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else None
+    hint = f"; did you mean {meant}?" if meant else ""
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    raise AssertionError  # `error` has ended the process
+
+
 def _divide(args: Sequence[str]) -> job_options.Divided | None:
     """Divide the arguments of a command that takes a scheduler's options too."""
     if not args or args[0] not in _FOR_SCHEDULERS:
@@ -129,20 +211,18 @@ def _divide(args: Sequence[str]) -> job_options.Divided | None:
 
     rest, ours = args[1:], job_options.ours(args[0])
     bare = schedulers.bare_options(rest)
-    return job_options.divide(rest, ours, bare, program=args[0] == "submit")
+    return job_options.divide(rest, ours, bare, program=args[0] != "doctor")
 
 
 def _check_job(parser: _Parser, options: argparse.Namespace) -> None:
     job_options.check(options.command, options.theirs, parser.error)
     if options.command == "submit" and not options.program:
         parser.error("the program to submit is missing")
+    if options.command == "script" and options.program:
+        for flag in job_options.for_workers(options):
+            parser.error(f"{flag} is for workers, and {options.program[0]} is a driver")
     if options.n is None:
         parser.error("say how many with -n N (where it follows the program: before its arguments)")
-
-
-def _version() -> str:
-    version: str = sys.modules[__name__.partition(".")[0]].__version__
-    return version
 
 
 def _run_arguments(parser: _Parser) -> None:
@@ -154,13 +234,13 @@ def _run_arguments(parser: _Parser) -> None:
         dest="module",
         nargs=argparse.REMAINDER,
         metavar="MODULE",
-        help="run a module, as `python -m` does; what follows is for it",
+        help="run a module, as `python -m` does; the rest are its arguments",
     )
     parser.add_argument(
         "program",
         nargs=argparse.REMAINDER,
         metavar="driver.py [argument ...]",
-        help="the program, and what it finds in sys.argv",
+        help="the program and its arguments",
     )
 
 
@@ -202,7 +282,7 @@ def _submit_arguments(parser: _Parser) -> None:
 
 
 def _script_arguments(parser: _Parser) -> None:
-    parser.usage = "hpcdist script -n N [option ...]"
+    parser.usage = "hpcdist script [driver.py] -n N [option ...] [argument ...]"
     _job_arguments(parser, "script", "workers")
 
 
@@ -225,14 +305,53 @@ def _job_arguments(parser: _Parser, command: str, what: str, default: int | None
 
 
 def _jobs_arguments(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="the same for programs")
     parser.add_argument("--all", action="store_true", help="also those that ended long ago")
     parser.add_argument(
         "--clear", action="store_true", help="remove the folders, with the logs, of ended ones"
     )
+    parser.add_argument("names", nargs="*", metavar="JOB", help="a job's id, or a run's name")
+
+
+def _logs_arguments(parser: _Parser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
+    parser.add_argument("job", metavar="JOB", help="a job's id, or a run's name")
 
 
 def _cancel_arguments(parser: _Parser) -> None:
     parser.add_argument("jobs", nargs="+", metavar="JOB", help="a job's id, as `jobs` shows it")
+
+
+def _top_arguments(parser: _Parser) -> None:
+    parser.add_argument(
+        "driver", nargs="?", metavar="DRIVER | JOB", help="a driver's process, or a job"
+    )
+    parser.add_argument("--once", action="store_true", help="print it once, all workers")
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def _status_arguments(parser: _Parser) -> None:
+    parser.add_argument(
+        "driver", nargs="?", metavar="DRIVER | JOB", help="a driver's process, or a job"
+    )
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def _config_arguments(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+
+
+def _completion_arguments(parser: _Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="bash | zsh | fish")
+
+
+def _trace_arguments(parser: _Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the trace")
+    parser.add_argument("-o", dest="output", metavar="PAGE", help="the page (default: FILE.html)")
+
+
+def _checkpoint_arguments(parser: _Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the file that checkpoint= of the map names")
 
 
 def _add_workers(parser: _Parser, flag: str, text: str) -> None:
@@ -274,14 +393,31 @@ _COMMANDS: dict[str, tuple[str, str, str, Callable[[_Parser], None]]] = {
         _submit_arguments,
     ),
     "script": (
-        "print the job script for workers",
+        "print the job script for workers, or for a driver",
         _SCRIPT,
         _SCRIPT_EXAMPLES,
         _script_arguments,
     ),
     "jobs": ("list your jobs", _JOBS, "", _jobs_arguments),
+    "status": ("what workers are doing, once", _STATUS, "", _status_arguments),
+    "top": ("show what workers are doing", _TOP, _TOP_EXAMPLES, _top_arguments),
+    "logs": ("show what a job prints", _LOGS, _LOGS_EXAMPLES, _logs_arguments),
+    "trace": ("make a page of a trace", _TRACE, "", _trace_arguments),
     "cancel": ("end jobs", _CANCEL, "", _cancel_arguments),
+    "checkpoint": (
+        "show what a map's checkpoint holds",
+        _CHECKPOINT,
+        "",
+        _checkpoint_arguments,
+    ),
     "doctor": ("check what is here", _DOCTOR, _DOCTOR_EXAMPLES, _doctor_arguments),
+    "config": ("show the settings", _CONFIG, "", _config_arguments),
+    "completion": (
+        "completion for a shell",
+        _COMPLETION,
+        _COMPLETION_EXAMPLES,
+        _completion_arguments,
+    ),
     "demo": ("a first look", _DEMO, "", _demo_arguments),
     "worker": ("be a worker (for cluster managers)", _WORKER, "", _worker_arguments),
 }

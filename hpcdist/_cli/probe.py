@@ -1,31 +1,42 @@
 """What `hpcdist doctor` runs elsewhere: under another interpreter, and in a job on a compute node.
 
-    python -m hpcdist._cli.probe ANSWER [TARGETS WORD]
+    python -m hpcdist._cli.probe - [FOLDER ...]
+    python -m hpcdist._cli.probe ANSWER TARGETS WORD
 
-It writes what it finds to the file ANSWER as JSON, `-` being standard output. With TARGETS, which
-`network.name` has written, it also dials each of them, expects WORD there, and starts MPI.
+It writes what it finds to the file ANSWER as JSON, `-` being standard output; there it also says
+which of the folders are not visible. With TARGETS, which `network.name` has written, it dials each
+of them, expects WORD there, and starts MPI. Where none answers, it waits at a door for process 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import socket
 import sys
+import time
 from typing import Any
+
+from hpcdist._version import VERSION
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PATIENCE = 5.0
+_PATIENCE_AT_DOOR = 15.0
 
 
 def main(args: list[str]) -> None:
     """Look, and write down what was seen."""
     answer = args[0]
     found = versions()
-    if len(args) > 1:
+    if answer == "-":
+        found["hidden"] = [folder for folder in args[1:] if not os.path.isdir(folder)]
+    elif len(args) > 1:
         found["host"] = socket.gethostname()
         found["reach"] = reach(args[1], args[2])
+        if all(found["reach"].values()):
+            found["door"] = at_door(os.path.dirname(answer), args[2])
         _write(answer, found)  # MPI may end or stop us
         found |= world()
     if found.get("rank", 0) == 0:
@@ -38,7 +49,7 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "prefixes": sorted({sys.prefix, sys.base_prefix}),
-        "hpcdist": package_version(),
+        "hpcdist": VERSION,
         "package": PACKAGE,
         "mpi4py": None,
         "library": None,
@@ -55,12 +66,6 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def package_version() -> str:
-    """Return the version of this package."""
-    version: str = sys.modules["hpcdist"].__version__
-    return version
-
-
 def reach(targets: str, word: str) -> dict[str, str]:
     """Dial each address of process 1; return what went wrong there, nothing where it answered."""
     from hpcdist._transport import network
@@ -70,13 +75,37 @@ def reach(targets: str, word: str) -> dict[str, str]:
     }
 
 
+def at_door(folder: str, word: str) -> str:
+    """Wait for process 1 to dial this host; return what went wrong, nothing if it did."""
+    from hpcdist._transport import doors
+
+    deadline = time.monotonic() + _PATIENCE_AT_DOOR
+    try:
+        with doors.open_door(folder) as listeners:
+            while (left := deadline - time.monotonic()) > 0:
+                for sock in doors.visitors(listeners, left):
+                    with sock:
+                        sock.settimeout(_PATIENCE)
+                        if _heard(sock) == word:
+                            return ""
+    except OSError as exc:
+        return exc.strerror or str(exc)
+    return f"it was not dialled within {_PATIENCE_AT_DOOR:g} s"
+
+
+def _heard(sock: socket.socket) -> str:
+    with contextlib.suppress(OSError), sock.makefile("rb") as said:
+        return said.readline().strip().decode(errors="replace")
+    return ""
+
+
 def _dial(host: str, port: int, word: str) -> str:
     try:
         with socket.create_connection((host, port), _PATIENCE) as connection:
             heard = connection.makefile("rb").readline().strip().decode(errors="replace")
     except OSError as exc:
         return exc.strerror or str(exc)
-    return "" if heard == word else "somebody else answered there"
+    return "" if heard == word else "another program answered there"
 
 
 def world() -> dict[str, Any]:

@@ -5,114 +5,55 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import zip_longest
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from hpcdist._cli import plugins
-from hpcdist._managers.batch.commands import (
-    CommandFailed,
-    CommandLate,
-    CommandMissing,
-    SubmitError,
-)
-from hpcdist._managers.launching import MpiNotFound
+from hpcdist._keeper.installed_mpi import MpiNotFound
+from hpcdist._schedulers.commands import CommandFailed, CommandLate, CommandMissing, SubmitError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from hpcdist._managers.batch.base import BatchManager
+    from hpcdist._schedulers.batch_manager import BatchManager
+    from hpcdist._schedulers.scheduler import Scheduler
 
 # Folders that are every machine's own nearly everywhere.
 _PRIVATE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
 @dataclass(frozen=True)
-class Scheduler:
-    """A scheduler that the command line knows.
+class Known:
+    """A scheduler that the command line knows, and how its manager is made."""
 
-    Attributes:
-        module: Where its manager is defined.
-        manager: The manager's name there.
-        program: The command by which it is recognised.
-        bare: Its options that take no value, or none but with `=`.
-        checks: The module with its checks for `hpcdist doctor`.
-        limit: The option that limits a job's time, and a minute as its value.
-    """
+    scheduler: Scheduler
+    manager: Callable[[int], BatchManager]
 
-    name: str
-    module: str
-    manager: str
-    program: str
-    bare: frozenset[str]
-    checks: str = ""
-    limit: tuple[str, str] = ("", "")
+    @property
+    def bare(self) -> frozenset[str]:
+        """Its options that take no value; those of the scheduler that it extends are among them."""
+        tables = [vars(cls).get("bare", ()) for cls in type(self.scheduler).__mro__]
+        return frozenset[str]().union(*tables)
 
 
-# sbatch(1) of 22.05 and 24.11.
-_SLURM_BARE = frozenset(
-    {
-        *("-H", "--hold", "-O", "--overcommit", "-Q", "--quiet", "-k", "--no-kill", "-v"),
-        *("--verbose", "-W", "--wait", "-s", "--oversubscribe", "-I", "-V", "-h"),
-        *("--contiguous", "--exclusive", "--get-user-env", "--ignore-pbs", "--nice"),
-        *("--no-requeue", "--requeue", "--parsable", "--propagate", "--reboot", "--spread-job"),
-        *("--test-only", "--use-min-nodes", "--resv-ports", "--segment", "--stepmgr", "--wrap"),
-    }
-)
-# qsub(1B) of OpenPBS 23.06.
-_PBS_BARE = frozenset({"-f", "-h", "-I", "-V", "-X", "-z"})
-# qsub(1) of Grid Engine 8.1.9, and bsub of LSF 10.1, as they are written on our command line.
-_SGE_BARE = frozenset({"-V", "-h", "--clear", "--hard", "--notify", "--soft", "--verbose"})
-_LSF_BARE = frozenset({"-B", "-H", "-N", "-V", "-h", "-r", "-x", "--Ne", "--rn", "--ul"})
-_KNOWN = (
-    Scheduler(
-        name="slurm",
-        module="hpcdist._managers.batch.slurm",
-        manager="SlurmManager",
-        program="sbatch",
-        bare=_SLURM_BARE,
-        checks="hpcdist._cli.checks_slurm",
-        limit=("time", "1"),
-    ),
-    Scheduler(
-        name="sge",
-        module="hpcdist._managers.batch.sge",
-        manager="SGEManager",
-        program="qconf",  # other schedulers have a qsub, too
-        bare=_SGE_BARE,
-        checks="hpcdist._cli.checks_sge",
-        limit=("h_rt", "60"),
-    ),
-    Scheduler(
-        name="lsf",
-        module="hpcdist._managers.batch.lsf",
-        manager="LSFManager",
-        program="bsub",
-        bare=_LSF_BARE,
-        checks="hpcdist._cli.checks_lsf",
-        limit=("W", "1"),
-    ),
-    Scheduler(
-        name="pbs",
-        module="hpcdist._managers.batch.pbs",
-        manager="PBSManager",
-        program="qsub",  # Grid Engine has one too, and so comes before
-        bare=_PBS_BARE,
-        checks="hpcdist._cli.checks_pbs",
-        limit=("walltime", "60"),
-    ),
-)
-SCHEDULERS = {scheduler.name: scheduler for scheduler in _KNOWN}
+# Grid Engine has a qsub, as PBS does, and so comes before.
+_OURS = {
+    "slurm": ("hpcdist._schedulers.slurm", "SlurmManager"),
+    "sge": ("hpcdist._schedulers.sge", "SGEManager"),
+    "lsf": ("hpcdist._schedulers.lsf", "LSFManager"),
+    "pbs": ("hpcdist._schedulers.pbs", "PBSManager"),
+}
 
 
 class NoScheduler(Exception):
     """There is none, or none of that name; the text says which there could be."""
 
 
-def chosen(name: str | None, *, needed: bool = True) -> Scheduler:
+def chosen(name: str | None, *, needed: bool = True) -> Known:
     """Return the scheduler of this name; without one, the one whose commands are on PATH.
 
     Args:
@@ -123,32 +64,35 @@ def chosen(name: str | None, *, needed: bool = True) -> Scheduler:
     """
     if name is not None:
         return find(name)
-    for scheduler in SCHEDULERS.values():
-        if shutil.which(scheduler.program):
-            return scheduler
+    programs = []
+    for ours in _OURS:
+        known = find(ours)
+        if shutil.which(known.scheduler.program):
+            return known
+        programs.append(known.scheduler.program)
     brought, complaints = _theirs_here()
     if brought is not None:
         return brought
     if not needed:
-        return next(iter(SCHEDULERS.values()))
-    programs = ", ".join(scheduler.program for scheduler in SCHEDULERS.values())
+        return find(next(iter(_OURS)))
     raise NoScheduler(
-        f"no scheduler was found here: on PATH there is no {programs} (is this a login node?)"
-        + "".join(f"; {text}" for text in complaints)
+        f"no scheduler was found here: on PATH there is no {', '.join(programs)} (is this a login "
+        "node?)" + "".join(f"; {text}" for text in complaints)
     )
 
 
-def find(name: str) -> Scheduler:
+def find(name: str) -> Known:
     """Return the scheduler of this name: one of ours, or one that another package brings along.
 
     Raises:
-        NoScheduler: There is none, or its manager cannot be loaded.
+        NoScheduler: There is none, or it cannot be loaded.
     """
-    if name in SCHEDULERS:
-        return SCHEDULERS[name]
+    if name in _OURS:
+        module, attribute = _OURS[name]
+        return _known(getattr(import_module(module), attribute))
     brought = plugins.entries()
     if name not in brought:
-        known = ", ".join([*SCHEDULERS, *brought])
+        known = ", ".join([*_OURS, *brought])
         raise NoScheduler(f"no scheduler {name!r} is known: {known}")
     try:
         return _brought(brought[name])
@@ -156,27 +100,41 @@ def find(name: str) -> Scheduler:
         raise NoScheduler(str(exc)) from exc
 
 
-def _brought(entry: EntryPoint) -> Scheduler:
-    manager = plugins.load(entry)
-    its = (entry.name, entry.module, entry.attr, manager.program)
-    parents = [f"{parent.__module__}.{parent.__name__}" for parent in manager.__mro__]
-    for known in SCHEDULERS.values():
-        if f"{known.module}.{known.manager}" in parents:
-            return Scheduler(*its, known.bare | manager.bare, known.checks, known.limit)
-    return Scheduler(*its, manager.bare)
+def _brought(entry: EntryPoint) -> Known:
+    """Load a scheduler of another package.
+
+    Raises:
+        Unusable: It cannot be.
+    """
+    found = plugins.load(entry)
+    try:
+        return _known(found)
+    except Exception as exc:  # somebody else's code
+        raise plugins.Unusable(entry, f"cannot be made: {type(exc).__name__}: {exc}") from exc
 
 
-def _theirs_here() -> tuple[Scheduler | None, list[str]]:
+def _known(found: type[Scheduler] | type[BatchManager]) -> Known:
+    """Make what is known of a manager's class, or of a scheduler's that has none of its own."""
+    from hpcdist._schedulers.batch_manager import BatchManager
+
+    if issubclass(found, BatchManager):
+        make = cast("Callable[[int], BatchManager]", found)
+        return Known(make(1).scheduler, make)
+    return Known(found(), lambda n: BatchManager(found(), n))
+
+
+def _theirs_here() -> tuple[Known | None, list[str]]:
     """Return the first of theirs whose command is on PATH, and what is wrong with others."""
     complaints = []
     for entry in plugins.entries().values():
         try:
-            scheduler = _brought(entry)
+            known = _brought(entry)
         except plugins.Unusable as exc:
             complaints.append(str(exc))
             continue
-        if scheduler.program and shutil.which(scheduler.program):
-            return scheduler, complaints
+        program = known.scheduler.program
+        if program and shutil.which(program):
+            return known, complaints
     return None, complaints
 
 
@@ -202,12 +160,6 @@ def bare_options(args: Sequence[str]) -> frozenset[str]:
         return frozenset()
 
 
-def manager_of(scheduler: Scheduler, n: int) -> BatchManager:
-    """Make the manager of a scheduler."""
-    manager: BatchManager = getattr(import_module(scheduler.module), scheduler.manager)(n)
-    return manager
-
-
 @contextmanager
 def refusals(options: argparse.Namespace) -> Iterator[None]:
     """End the process with one message where options, scheduler or MPI refuse."""
@@ -223,17 +175,17 @@ def refusals(options: argparse.Namespace) -> Iterator[None]:
 
 def leave(options: argparse.Namespace, code: int, text: str) -> NoReturn:
     """End the process with a message."""
-    tell(f"hpcdist {options.command}: {text}")
+    print_line(f"hpcdist {options.command}: {text}")
     sys.exit(code)
 
 
-def tell(text: str) -> None:
-    """Say something that is not the command's result."""
+def print_line(text: str) -> None:
+    """Print a line that is not the command's result, to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def private_place(path: str) -> str | None:
-    """Return the folder above a path that compute nodes usually have one of their own of.
+    """Return the machine-local root of `path` (such as /tmp), or None.
 
     >>> private_place("/tmp/venv/bin/python"), private_place("/home/u/tmp/x")
     ('/tmp', None)

@@ -9,8 +9,10 @@ from typing import NoReturn
 
 from hpcdist._cli.machines import MachineFileError, read_file
 from hpcdist._errors import LaunchError
+from hpcdist._managers.driver import begin
 from hpcdist._managers.lifecycle import addprocs
-from hpcdist._managers.mpi import launched_size
+from hpcdist._managers.mpi_launch import launched_size
+from hpcdist._runtime.node import here
 
 
 def add_workers(options: argparse.Namespace) -> list[int]:
@@ -22,12 +24,13 @@ def add_workers(options: argparse.Namespace) -> list[int]:
             f"{name} starts its workers itself and is not for an MPI launch; there, run "
             "`python driver.py`, with hpcdist.init() in it",
         )
+    begin(here.node)
     count = options.workers or 0
     try:
         if options.machine_file is None:
             return addprocs(count)
-        here, elsewhere = read_file(options.machine_file)
-        return addprocs(count + here) + addprocs(elsewhere)
+        near, elsewhere = read_file(options.machine_file)
+        return addprocs(count + near) + addprocs(elsewhere)
     except MachineFileError as exc:
         _leave(2, f"{name}: {exc}")
     except LaunchError as exc:

@@ -12,21 +12,23 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hpcdist._cli.findings import Finding, bad, doubt, good
-from hpcdist._cli.following import Follower, NeverStarts
-from hpcdist._cli.schedulers import tell
-from hpcdist._managers.batch import job
-from hpcdist._managers.batch.base import BatchManager, Submission
-from hpcdist._managers.batch.following import last_lines
-from hpcdist._managers.batch.verdict import Verdict
-from hpcdist._transport import network
+from hpcdist._cli.schedulers import print_line
+from hpcdist._cli.wait_for_job import Follower, NeverStarts
+from hpcdist._schedulers import job
+from hpcdist._schedulers.batch_manager import BatchManager, Submission
+from hpcdist._schedulers.findings import Finding, bad, doubt, good
+from hpcdist._schedulers.job_watch import last_lines
+from hpcdist._schedulers.verdict import Verdict
+from hpcdist._transport import doors, network
 
 _ANSWER = "answer.json"
 _TAIL = 20
+_LOOK_EVERY = 0.5
+_VISITING = 5.0
 
 
 class Doorbell:
-    """Listens as process 1 would, and says a word to whoever comes.
+    """Listens as process 1 would, and says a word to each that dials.
 
     Args:
         interface: See `network.listen`.
@@ -36,6 +38,8 @@ class Doorbell:
         self.word = secrets.token_hex(8)
         self._listeners = network.listen(interface)
         self.targets = network.name(self._listeners)
+        self.folder = ""  # of the test job, whose ranks may be waiting at doors
+        self._visited: set[str] = set()
         self._stop, self._stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._answer, daemon=True)
         self._thread.start()
@@ -49,18 +53,37 @@ class Doorbell:
 
     def _answer(self) -> None:
         while True:
-            ready, _, _ = select.select([*self._listeners, self._stopped], [], [])
+            ready, _, _ = select.select([*self._listeners, self._stopped], [], [], _LOOK_EVERY)
             if self._stopped in ready:
                 return
+            self._visit()
             for listener in ready:
-                # Who has gone again misses nothing.
+                # A visitor that has gone again misses nothing.
                 with contextlib.suppress(OSError), listener.accept()[0] as visitor:
                     visitor.settimeout(1)
                     visitor.sendall(self.word.encode() + b"\n")
 
+    def _visit(self) -> None:
+        """Dial those who wait at a door for that, as they cannot dial us."""
+        for path, targets in doors.doors(self.folder).items() if self.folder else ():
+            if path not in self._visited:
+                self._visited.add(path)
+                # That side tells what it has heard.
+                with contextlib.suppress(OSError):
+                    network.dial(targets, self._say, _VISITING)
+
+    def _say(self, visited: socket.socket, timeout: float) -> bool:
+        visited.settimeout(timeout)
+        with visited:
+            visited.sendall(self.word.encode() + b"\n")
+        return True
+
 
 def check(
-    manager: BatchManager, params: Mapping[str, Any], here: Mapping[str, Any], interface: str | None
+    manager: BatchManager,
+    params: Mapping[str, object],
+    here: Mapping[str, object],
+    interface: str | None,
 ) -> Iterator[Finding]:
     """Run the job; find out whether it saw what it must.
 
@@ -73,8 +96,11 @@ def check(
     try:
         command = ["-P", "-m", "hpcdist._cli.probe", f"{job.FOLDER}/{_ANSWER}"]
         command += [bell.targets, bell.word]
-        run = manager.submit_program(command, **params)
-        tell(f"  test job {run.job}: one moment, or as long as it is queued (Ctrl-C cancels it)")
+        run = manager.submit_program(command, called=None, resubmit=0, **params)
+        bell.folder = run.folder
+        print_line(
+            f"  test job {run.job}: one moment, or as long as it is queued (Ctrl-C cancels it)"
+        )
         try:
             yield from _outcome(manager, run, here)
         finally:
@@ -84,15 +110,17 @@ def check(
         bell.close()
 
 
-def _outcome(manager: BatchManager, run: Submission, here: Mapping[str, Any]) -> Iterator[Finding]:
+def _outcome(
+    manager: BatchManager, run: Submission, here: Mapping[str, object]
+) -> Iterator[Finding]:
     try:
-        verdict = Follower(manager, run, lambda line: tell(f"  {line}")).wait()
+        verdict = Follower(manager.scheduler, run, lambda line: print_line(f"  {line}")).wait()
     except NeverStarts as exc:
-        manager.cancel([run.job])
+        manager.scheduler.cancel([run.job])
         yield bad(f"the test job can never start: {exc}", "choose other options for the job")
         return
     except BaseException:
-        manager.cancel([run.job])
+        manager.scheduler.cancel([run.job])
         raise
     answer = _read(os.path.join(run.folder, _ANSWER))
     log = "\n".join(last_lines(os.path.join(run.folder, "log"), _TAIL))
@@ -112,7 +140,7 @@ def _read(path: str) -> dict[str, Any] | None:
 
 
 def _nothing(verdict: Verdict | None, log: str) -> Finding:
-    said = "nobody tells how it ended" if verdict is None else verdict.tell()
+    said = "no record says how it ended" if verdict is None else verdict.describe()
     return bad(
         f"the test job did not come as far as our code: {said}",
         "see its last lines; interpreter, package and HPCDIST_DIR must be visible on compute nodes"
@@ -123,7 +151,7 @@ def _nothing(verdict: Verdict | None, log: str) -> Finding:
 
 
 def judge(
-    answer: Mapping[str, Any], here: Mapping[str, Any], ranks: int, log: str = ""
+    answer: Mapping[str, Any], here: Mapping[str, object], ranks: int, log: str = ""
 ) -> Iterator[Finding]:
     """Compare what the job saw with what is here."""
     host = answer["host"]
@@ -135,11 +163,11 @@ def judge(
         yield bad(f"{host} has other versions than this machine", fix, seen)
     else:
         yield good(f"{host} has the interpreter, hpcdist and MPI of this machine")
-    yield from _reached(answer["reach"], host)
+    yield from _reached(answer["reach"], answer.get("door"), host)
     yield _world(answer, ranks, log)
 
 
-def _reached(reach: Mapping[str, str], host: str) -> Iterator[Finding]:
+def _reached(reach: Mapping[str, str], door: str | None, host: str) -> Iterator[Finding]:
     failed = {where: why for where, why in reach.items() if why}
     if not failed:
         yield good(f"{host} reaches this machine at {', '.join(reach)}")
@@ -150,8 +178,12 @@ def _reached(reach: Mapping[str, str], host: str) -> Iterator[Finding]:
         fix = "none is needed; interface= saves workers the attempt"
         yield doubt(f"{host} reaches this machine at {reached}, and not everywhere", fix, more)
         return
+    if door == "":
+        text = f"{host} cannot reach this machine, which reaches {host}: process 1 dials workers"
+        yield doubt(text, "none is needed; another --interface may save some seconds", more)
+        return
     fix = "is there a firewall? another --interface? else run the driver in a job (hpcdist submit)"
-    yield bad(f"{host} cannot reach this machine", fix, more)
+    yield bad(f"{host} cannot reach this machine, nor this machine {host}", fix, more)
 
 
 def _world(answer: Mapping[str, Any], ranks: int, log: str) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from hpcdist._managers.worker import work
+from hpcdist._worker.worker import work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Be a worker of the launch that a join file describes."""
+    """Work for the launch that a join file describes."""
     join(options.join)
 
 
 def join(path: str) -> NoReturn:
-    """Be a worker of the launch that a join file describes. Never returns.
+    """Work for the launch that a join file describes. Never returns.
 
     Args:
         path: The join file, or `-`: its text comes by standard input.
@@ -27,14 +27,14 @@ def join(path: str) -> NoReturn:
     if path != "-" and not os.path.isfile(path):
         sys.exit(f"hpcdist worker: there is no join file {path}")
     if path == "-":
-        from hpcdist._managers.lowlevel import start_worker
+        from hpcdist._worker.lowlevel import start_worker
 
         start_worker("-", stdin=_read_object(sys.stdin.fileno()))
     work(path)
 
 
 def _read_object(fd: int) -> bytes:
-    """Read one JSON object. Whoever sends it may keep its end open, so the end is not awaited."""
+    """Read one JSON object, and not to the end: the sender may keep its side open."""
     import json
 
     text = b""

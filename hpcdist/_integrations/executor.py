@@ -1,70 +1,60 @@
 """The standard library's executor, on our workers.
 
-Tasks wait here, and few are on their way to each worker at any time: so they can be cancelled, and
-the next one goes to whoever is free.
+Tasks wait here, and only some milliseconds' worth of them are on their way to each worker at any
+time: so they can be cancelled, and the next one goes to a free worker.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from concurrent.futures import Executor as _StandardExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, overload
 
-from hpcdist import _errors
-from hpcdist._errors import ProcessExitedException, RemoteException
+from hpcdist._errors import ProcessExitedException
+from hpcdist._hints import Hinting, suggesting
+from hpcdist._integrations import mapping
+from hpcdist._integrations import tasks as _tasks
+from hpcdist._integrations.endings import Endings
+from hpcdist._integrations.executors import ELSEWHERE, Executors, checked
+from hpcdist._integrations.originals import named, original
+from hpcdist._integrations.ranked_tasks import SECTIONS, RankedTasks
+from hpcdist._integrations.tasks import NOBODY, Lane, Pace, Step, Task
 from hpcdist._integrations.waiting import TaskFuture
-from hpcdist._remote.calls import remotecall
+from hpcdist._items import random_numbers
+from hpcdist._maps import fitting
+from hpcdist._maps.default_pool import is_default
+from hpcdist._maps.demand import Want
+from hpcdist._public import public
 from hpcdist._remote.futures import Future as RemoteFuture
-from hpcdist._runtime.node import node
 from hpcdist._transport.contracts import Slot
+from hpcdist._typing import Async
+from hpcdist._wire.messages import CancelCall
 
-_IN_FLIGHT = 2  # one runs, the next is there when it ends; the others can still be cancelled
-_LONG_WAIT = 3600.0
+R = TypeVar("R")
+_LOSSES = 3  # how often a task that had not begun is sent again after the death of its worker
 
-
-class RemoteTraceback(Exception):
-    """The traceback of a task's error, as the worker would have printed it."""
-
-    def __init__(self, pid: int, text: str) -> None:
-        super().__init__(text)
-        self.pid = pid
-
-    def __str__(self) -> str:
-        return f'\nOn worker {self.pid}:\n"""\n{self.args[0].rstrip()}\n"""'
+_LOOK_FOR_WORKERS = 1.0  # seconds; those that come tell
 
 
-class _Task:
-    """A call that has not ended."""
-
-    __slots__ = ("args", "call", "fn", "future", "is_retried", "is_started", "kwargs")
-
-    def __init__(self, fn: Any, args: Any, kwargs: Any) -> None:
-        self.fn = fn
-        self.args = args
-        self.kwargs = kwargs
-        self.future = TaskFuture()
-        self.call: RemoteFuture | None = None
-        self.is_started = False  # its future says "running"
-        self.is_retried = False
-
-
-class Executor(_StandardExecutor):
+@public
+class Executor(Hinting, _StandardExecutor):
     """A `concurrent.futures.Executor` whose tasks run on the cluster's workers.
 
     Its futures raise the original exceptions; the worker's traceback is their `__cause__`.
 
     Args:
-        pool: Pids, or a pool; default all workers, also those that join later.
+        pool: Pids, a pool, or a tag; default all workers, also those that join later.
         max_workers: Use no more workers than this.
         initializer: Called on each worker before its first task of this executor.
         initargs: Its arguments.
+        duration: How many seconds a task takes at most. A worker whose job ends sooner gets none;
+            by default what earlier tasks of the function have taken decides.
+        ranks: Run each task on so many workers of one world; see `spmd`. Its result is rank 0's.
 
     Example:
         >>> import hpcdist
@@ -75,74 +65,100 @@ class Executor(_StandardExecutor):
         >>> hpcdist.shutdown()
     """
 
+    _elsewhere = ELSEWHERE
+
+    @suggesting
     def __init__(
         self,
-        pool: Any = None,
+        pool: object = None,
         *,
         max_workers: int | None = None,
-        initializer: Callable[..., Any] | None = None,
-        initargs: Iterable[Any] = (),
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[object] = (),
+        duration: float | None = None,
+        ranks: int | None = None,
     ) -> None:
+        self._executors = Executors.here()
+        self._node = node = self._executors.node
+        node.admit()
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        self._pool = _checked(pool)
+        self._ranked = None if ranks is None else RankedTasks(node, ranks, max_workers)
+        self._pool = checked(pool, node)
         self._max_workers = max_workers
         self._initializer = initializer
         self._initargs = tuple(initargs)
-        self._lock = threading.Lock()  # guards all below
-        self._queue: deque[_Task] = deque()
-        self._in_flight: dict[int, list[_Task]] = {}
+        self._now = node.machine.now
+        self._lock = node.machine.lock()  # guards all below
+        self._queue: deque[Task] = deque()
+        self._lanes: dict[int, Lane] = {}
+        self._pace = Pace()
+        self._endings = Endings(node, fitting.checked(duration))
+        self._usable: list[int] = []  # the workers that tasks go to now
+        self._serial = itertools.count()
+        self._is_watching = False
         self._prepared: set[int] = set()  # workers whose initializer is done
         self._preparing: set[int] = set()
-        self._arrivals: deque[tuple[int, _Task, RemoteFuture]] = deque()  # ended, not looked at
+        self._arrivals: deque[tuple[int, Task, RemoteFuture[Any]]] = deque()  # ended, not looked at
         self._is_looking = False
-        self._first_lost: dict[int, _Task] = {}  # by dead worker: what it ran
+        self._first_lost: dict[int, TaskFuture] = {}  # by dead worker: what it ran
         self._settling = 0  # tasks that have ended and whose futures are about to say so
         self._broken: str | bool = False
         self._is_shut_down = False
         self._had_workers = False
         self._idle_slots: list[Slot] = []
-        _executors.add(self)
+        self._executors.add(self)
 
     def __repr__(self) -> str:
         with self._lock:
-            flying = sum(map(len, self._in_flight.values()))
+            flying = sum(len(lane.tasks) for lane in self._lanes.values())
             state = "shut down" if self._is_shut_down else "open"
             return f"<hpcdist.Executor, {state}: {flying} tasks running, {len(self._queue)} queued>"
 
     # What users call
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    @overload
+    def submit(self, fn: Async[R], /, *args: object, **kwargs: object) -> Future[R]: ...
+    @overload
+    def submit(self, fn: Callable[..., R], /, *args: object, **kwargs: object) -> Future[R]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: object, **kwargs: object) -> Future[Any]:
         """Schedule `fn(*args, **kwargs)` and return its future.
 
         Raises:
             RuntimeError: The executor has been shut down.
             BrokenExecutor: The initializer has failed on a worker.
         """
-        task = _Task(fn, args, kwargs)
+        return self._submit(Task(self._node, fn, args, kwargs))
+
+    def _submit(self, task: Task) -> Future[Any]:
         with self._lock:
             if self._broken:
                 raise BrokenExecutor(self._broken)
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if _exiting:
+            if self._executors.ended:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            task.serial = next(self._serial)
             self._queue.append(task)
         future: Future[Any] = task.future
-        del task, fn, args, kwargs  # nobody but the queue holds what was given
+        del task  # nobody but the queue holds what was given
         self._dispatch()
         return future
 
+    @suggesting
     def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., R],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[Any]:
+        seed: int | None = None,
+        progress: bool = False,
+        duration: float | None = None,
+    ) -> Iterator[R]:
         """Return an iterator of `fn`'s results, in order.
 
         Args:
@@ -151,6 +167,9 @@ class Executor(_StandardExecutor):
             timeout: Seconds from now within which each result has to be there.
             chunksize: How many items go to a worker as one task.
             buffersize: How many tasks may be ahead of the results taken.
+            seed: Of the numbers that `rng()` gives in the items; by default drawn anew.
+            progress: Show a bar, on a terminal or in a notebook; elsewhere a line every 10 s.
+            duration: How many seconds an item takes at most, as for `pmap`.
 
         Raises:
             TimeoutError: From the iterator.
@@ -161,19 +180,24 @@ class Executor(_StandardExecutor):
             raise TypeError("buffersize must be an integer or None")
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        items: Iterator[Any] = zip(*iterables, strict=False)
-        run = fn
-        if chunksize > 1:
-            items = ((chunk,) for chunk in _chunks(items, chunksize))
-            run = partial(_run_chunk, fn)
-        first = items if buffersize is None else itertools.islice(items, buffersize)
-        futures = deque(self.submit(run, *args) for args in first)
-        more = iter(()) if buffersize is None else items
-        results = _results(weakref.ref(self), run, futures, more, deadline)
-        if chunksize > 1:
-            return _flattened(results)
-        return results
+        deadline = None if timeout is None else self._now() + timeout
+        seed = None if seed is None else random_numbers.checked(seed)
+        fits = self._endings.of_map(fitting.checked(duration), chunksize, self._usable)
+        tasks = mapping.tasks(self._node, fn, zip(*iterables, strict=False), chunksize, seed, fits)
+        total = mapping.count_of(iterables) if progress else None
+        bar = None
+        if progress:
+            bar = mapping.MapBar(self._node.machine, total, weakref.ref(self))
+            tasks = bar.counted(tasks)
+        first = tasks if buffersize is None else itertools.islice(tasks, buffersize)
+        futures = deque(map(self._submit, first))
+        more = iter(()) if buffersize is None else tasks
+        now = self._now
+        left = lambda: None if deadline is None else deadline - now()
+        results = mapping.results(weakref.ref(self), futures, more, left)
+        if bar is not None:
+            results = bar.closing(results)
+        return mapping.flattened(results) if chunksize > 1 else results
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks. The workers stay.
@@ -196,16 +220,40 @@ class Executor(_StandardExecutor):
         if wait:
             self._wait_idle()
 
+    def _end_with_program(self) -> None:
+        self._wait_idle()
+
     def _wait_idle(self) -> None:
         slot = Slot()
         with self._lock:
             if self._is_idle():
                 return
             self._idle_slots.append(slot)
-        node.wait(slot)
+        self._node.wait(slot)
 
     def _is_idle(self) -> bool:
-        return not (self._queue or self._settling or any(self._in_flight.values()))
+        return not (self._queue or self._settling or self._is_flying())
+
+    def want(self) -> Want | None:
+        """Tell what of its tasks waits for workers; None: for none that could come."""
+        tag: str = getattr(self._pool, "tag", "")
+        if self._pool is not None and not (tag or is_default(self._pool)):
+            return None
+        with self._lock:
+            flying = sum(len(lane.tasks) for lane in self._lanes.values())
+            if not (self._queue or flying):
+                return None
+            seconds = self._pace.seconds(self._queue[0]) if self._queue else None
+            ranks = self._ranked.ranks if self._ranked is not None else 1
+            waiting, flying = len(self._queue) * ranks, flying * ranks
+            return Want(waiting, flying, seconds, tag, self._max_workers)
+
+    @property
+    def _workers_now(self) -> int:
+        return len(self._usable)
+
+    def _is_flying(self) -> bool:
+        return any(lane.tasks for lane in self._lanes.values())
 
     # Sending
 
@@ -218,6 +266,7 @@ class Executor(_StandardExecutor):
                     continue
                 found = self._next(wanted or [])
             if found is None:
+                self._watch()
                 return
             pid, task, prepare = found
             if prepare:
@@ -229,42 +278,67 @@ class Executor(_StandardExecutor):
             del found, task
 
     def _wanted(self) -> list[int]:
-        """The workers we were told to use. Not under our lock: a pool may live elsewhere."""
+        """Return the workers we were told to use. Not under our lock: a pool may live elsewhere."""
         if self._pool is None:
             return []
         return self._pool if isinstance(self._pool, list) else list(self._pool.workers())
 
-    def _next(self, wanted: list[int]) -> tuple[int, _Task | None, bool] | None:
-        """Choose the next thing to do: (pid, task, whether to initialise the worker first)."""
+    def _next(self, wanted: list[int]) -> Step | None:
+        """Choose the next thing to do, if there is any."""
         queue = self._queue
         while queue and queue[0].future.cancelled():
             queue.popleft().future.set_running_or_notify_cancel_once()
         if not queue:
-            self._tell_idle()
+            self._wake_if_idle()
             return None
+        if self._broken:  # a task has come back since: nothing may run any more
+            return NOBODY
         pids = self._workers(wanted)
         if not pids:
-            return None if any(self._in_flight.values()) or self._preparing else (0, None, False)
+            waits = self._is_flying() or self._preparing or self._awaits()
+            return None if waits else NOBODY
         if self._initializer is not None:
             for pid in pids:
                 if pid not in self._prepared and pid not in self._preparing:
                     self._preparing.add(pid)
-                    return pid, None, True
+                    return Step(pid, prepare=True)
             pids = [pid for pid in pids if pid in self._prepared]
-        load = {pid: len(self._in_flight.get(pid, ())) for pid in pids}
-        pid = min(load, key=load.__getitem__, default=0)
-        if not pid or load[pid] >= _IN_FLIGHT:
+        now = self._now()
+        lanes = {pid: self._lane(pid) for pid in pids}
+        free = self._endings.with_time(queue[0], lanes)
+        self._usable = [pid for pid in pids if pid in free or lanes[pid].tasks]
+        if self._ranked is None:
+            pid = _tasks.shortest(free, now, self._pace.depth(queue[0]))
+        else:
+            flying = len(self._lane(SECTIONS).tasks) + len(self._preparing)
+            pid = SECTIONS if self._ranked.has_room(flying, self._usable) else 0
+        if not pid:
             return None
         task = queue.popleft()
         if not task.is_started:
             if not task.future.set_running_or_notify_cancel():
                 return self._next(wanted)
             task.is_started = True
-        self._in_flight.setdefault(pid, []).append(task)
-        return pid, task, False
+        self._lanes[pid].add(task, now)
+        return Step(pid, task)
+
+    def _awaits(self) -> bool:
+        """Tell whether all workers are dead and others are on their way in their place."""
+        members = self._node.members
+        if self._pool is None:
+            return bool(members.awaited) and not members.living
+        tag: str = getattr(self._pool, "tag", "")
+        return bool(tag) and members.awaits(tag) and not members.tagged(tag)
+
+    def _lane(self, pid: int) -> Lane:
+        lane = self._lanes.get(pid)
+        if lane is None:
+            lane = self._lanes[pid] = Lane()
+        return lane
 
     def _workers(self, wanted: list[int]) -> list[int]:
-        """The workers of now: some may have died, others may have joined."""
+        """Return the workers of now: some may have died, others may have joined."""
+        node = self._node
         living = node.members.living
         if self._pool is None:
             pids = sorted(living)
@@ -272,23 +346,24 @@ class Executor(_StandardExecutor):
             pids = [pid for pid in wanted if pid in living or pid == 1]
         if pids:
             self._had_workers = True
-        elif self._pool is None and not self._had_workers:
+        elif self._pool is None and not (
+            self._had_workers or self._awaits() or node.members.deserted()
+        ):
+            node.workers()  # a word to one who is alone
             pids = [1]  # alone: process 1 is its own worker. Never after the last one has died.
         return pids[: self._max_workers]
 
-    def _send(self, pid: int, task: _Task) -> None:
+    def _send(self, pid: int, task: Task) -> None:
         try:
-            call = remotecall(task.fn, pid, *task.args, **task.kwargs)
+            how = self._ranked or self._executors.calls
+            call = how.remotecall(task.fn, pid, task.args, task.kwargs)
         except ProcessExitedException as exc:
             with self._lock:  # it never got there: as if it had not been sent
-                if not task.is_retried:
-                    task.is_retried = True
-                    self._in_flight[pid].remove(task)
-                    self._queue.appendleft(task)
+                if self._again(pid, task):
                     return
-            self._settle(pid, task, error=exc)
+            self._finish(pid, task, error=exc)
         except Exception as exc:  # what cannot be pickled: that task's failure alone
-            self._settle(pid, task, error=exc)
+            self._finish(pid, task, error=exc)
         else:
             task.call = call
             hook = partial(self._arrived, pid, task, call)
@@ -297,71 +372,106 @@ class Executor(_StandardExecutor):
 
     # Ends
 
-    def _arrived(self, pid: int, task: _Task, call: RemoteFuture) -> None:
+    def _arrived(self, pid: int, task: Task, call: RemoteFuture[Any]) -> None:
         """Take note that a task has ended. Called by the driver: no user code, no pickling."""
         simple = call.error is None and call.has_plain_value and not task.future.has_callbacks
         if simple and not self._queue:
-            self._settle(pid, task, call.raw(), dispatch=False)
+            self._finish(pid, task, call.raw(), dispatch=False)
             if not self._queue:
+                self._watch()
                 return
         else:
             self._arrivals.append((pid, task, call))
+        self._look_soon()
+
+    def _workers_changed(self) -> None:
+        """Give the workers that have come what waits behind long tasks."""
+        if self._queue:
+            self._look_soon()
+
+    def _look_soon(self) -> None:
         with self._lock:
             if self._is_looking:
                 return
             self._is_looking = True
-        node.turns.background(self._look)
+        self._node.turns.background(self._look)
 
     def _look(self) -> None:
         """See to the tasks that have ended, and send the next ones; one thread at a time."""
         while True:
             while self._arrivals:
                 self._ended(*self._arrivals.popleft())
+            self._recall()
             self._dispatch()
             with self._lock:
                 if not self._arrivals:
                     self._is_looking = False
                     return
 
-    def _ended(self, pid: int, task: _Task, call: RemoteFuture) -> None:
+    def _ended(self, pid: int, task: Task, call: RemoteFuture[Any]) -> None:
         error: BaseException | None
         payload: Any = None
         try:
             error = call.exception()
             if error is None:
                 payload = call.raw()
-        except BaseException as exc:  # the worker died with a large result, or CancelledError
+        except CancelledError:  # we have asked for it, and it had not started
+            with self._lock:
+                self._lane(pid).came_back(task, self._now())
+                self._requeue(task)
+            return
+        except BaseException as exc:  # the worker died with a large result
             error = exc
-        if isinstance(error, ProcessExitedException):
+        if isinstance(error, ProcessExitedException) and pid != SECTIONS:
             self._lost(pid, task, error)
         else:
-            self._settle(pid, task, payload, _original(error))
+            self._finish(pid, task, payload, named(task, original(error)))
 
-    def _lost(self, pid: int, task: _Task, error: ProcessExitedException) -> None:
-        """A worker died. What it ran fails; what waited behind that goes elsewhere, once."""
+    def _lost(self, pid: int, task: Task, error: ProcessExitedException) -> None:
+        """Fail the task a dead worker ran; send those behind it elsewhere, once."""
         with self._lock:
-            flying = self._in_flight.get(pid, [])
+            flying = self._lane(pid).tasks
             unfinished = [t for t in flying if t.call is None or not _succeeded(t.call)]
-            ran = task is self._first_lost.setdefault(pid, (unfinished or [task])[0])
-            if not ran and not task.is_retried:
-                task.is_retried = True
-                flying.remove(task)
-                self._queue.appendleft(task)
+            first = (unfinished or [task])[0].future
+            ran = task.future is self._first_lost.setdefault(pid, first)
+            if not ran and self._again(pid, task):
                 return
-        self._settle(pid, task, error=error)
+            took = self._lane(pid).age(self._now())
+            fate = self._endings.fate(task, pid, took, error) if ran else error
+            if fate is None:
+                self._send_back(pid, task)
+                return
+        self._finish(pid, task, error=named(task, fate))
 
-    def _settle(
+    def _again(self, pid: int, task: Task) -> bool:
+        """Queue a task that had not begun when its worker died, unless that was so too often."""
+        task.losses += 1
+        if task.losses > _LOSSES:
+            return False
+        self._send_back(pid, task)
+        return True
+
+    def _send_back(self, pid: int, task: Task) -> None:
+        self._lane(pid).drop(task, self._now())
+        self._requeue(task)
+
+    def _requeue(self, task: Task) -> None:
+        task.call = None
+        task.is_asked = False
+        _tasks.put_back(self._queue, task)
+
+    def _finish(
         self,
         pid: int,
-        task: _Task,
-        payload: Any = None,
+        task: Task,
+        payload: object = None,
         error: BaseException | None = None,
         dispatch: bool = True,
     ) -> None:
         with self._lock:
-            flying = self._in_flight.get(pid, [])
-            if task in flying:
-                flying.remove(task)
+            took = self._lane(pid).ended(task, self._pace, self._now())
+            if took is not None and error is None:
+                self._endings.note(task, took)
             self._settling += 1
         if dispatch:
             self._dispatch()  # the worker first: callbacks may take their time
@@ -373,35 +483,80 @@ class Executor(_StandardExecutor):
             future.deliver(payload)
         with self._lock:
             self._settling -= 1
-            self._tell_idle()
+            self._wake_if_idle()
 
-    def _tell_idle(self) -> None:
+    def _wake_if_idle(self) -> None:
         if self._is_idle():
             for slot in self._idle_slots:
-                node.complete(slot)
+                self._node.complete(slot)
             self._idle_slots.clear()
 
     def _fail_all(self) -> None:
-        """No worker is left: nothing of what waits can ever run."""
+        """Fail all waiting tasks: no worker is left, or none that is initialised."""
+        members = self._node.members
         with self._lock:
             tasks, self._queue = list(self._queue), deque()
             self._settling += 1
-            wanted = self._pool if isinstance(self._pool, list) else sorted(node.members.gone)
-        gone = [pid for pid in wanted if pid in node.members.gone]
+            wanted = self._pool if isinstance(self._pool, list) else sorted(members.gone)
+        gone = [pid for pid in wanted if pid in members.gone]
         for task in tasks:
             if task.is_started or task.future.set_running_or_notify_cancel():
                 error: Exception = ProcessExitedException(1, "it has no workers left")
-                task.future.fail(node.members.death(gone[-1]) if gone else error)
+                if self._broken:
+                    error = BrokenExecutor(self._broken)
+                elif gone:
+                    error = members.death(gone[-1])
+                    error.add_note("No worker is left. addprocs() starts new ones")
+                task.future.fail(error)
         with self._lock:
             self._settling -= 1
-            self._tell_idle()
+            self._wake_if_idle()
+
+    # Taking back what waits behind a long task
+
+    def _watch(self) -> None:
+        """Look again in a moment, if a task may have to be taken back then."""
+        with self._lock:
+            may_change = _tasks.may_change(self._used(), not self._queue)
+            waits = self._queue and (self._endings.left_out or self._awaits())
+            if self._is_watching or not (may_change or waits):
+                return
+            self._is_watching = True
+        pause = _tasks.PATIENCE if may_change else _LOOK_FOR_WORKERS
+        self._node.progress.call_later(pause, self._look_again)
+
+    def _look_again(self) -> None:
+        self._is_watching = False
+        self._look_soon()
+
+    def _recall(self) -> None:
+        node = self._node
+        with self._lock:
+            wanted = _tasks.to_recall(self._used(), self._now(), not self._queue)
+            for task in wanted:
+                task.is_asked = True
+        for task in wanted:
+            call = task.call
+            if call is None:
+                continue
+            if call.where == node.me:
+                call.cancel()
+                continue
+            try:
+                node.request(call.where, CancelCall(call.key))  # the call itself says how it went
+            except ProcessExitedException:
+                continue
+
+    def _used(self) -> list[Lane]:
+        living = self._node.members.living if self._ranked is None else ()
+        return [self._lane(pid) for pid in self._usable if pid in living or pid == 1]
 
     # The initializer
 
     def _prepare(self, pid: int) -> None:
         assert self._initializer is not None
         try:
-            call = remotecall(self._initializer, pid, *self._initargs)
+            call = self._executors.calls.remotecall(self._initializer, pid, self._initargs, {})
         except ProcessExitedException:
             self._is_prepared(pid, None)
         except Exception as exc:  # it cannot be pickled
@@ -419,7 +574,7 @@ class Executor(_StandardExecutor):
         self._dispatch()
 
     def _break(self, pid: int, error: BaseException) -> None:
-        """The initializer has failed: nothing that waits may run on a worker it has not seen."""
+        """Fail the waiting tasks: the initializer failed, and no task may run without it."""
         import logging
 
         with self._lock:
@@ -429,7 +584,7 @@ class Executor(_StandardExecutor):
             tasks, self._queue = list(self._queue), deque()
             self._settling += 1
         logger = logging.getLogger("concurrent.futures")
-        logger.critical("Exception in initializer:", exc_info=_original(error))
+        logger.critical("Exception in initializer:", exc_info=original(error))
         for task in tasks:
             if task.is_started or task.future.set_running_or_notify_cancel():
                 broken = BrokenExecutor(self._broken)
@@ -437,98 +592,8 @@ class Executor(_StandardExecutor):
                 task.future.fail(broken)
         with self._lock:
             self._settling -= 1
-            self._tell_idle()
+            self._wake_if_idle()
 
 
-def _checked(pool: Any) -> Any:
-    if pool is None or callable(getattr(pool, "workers", None)):
-        return pool
-    pids = [pool] if hasattr(pool, "__index__") else list(pool)
-    if not pids:
-        raise ValueError("an Executor needs at least one worker")
-    if node.refusal:
-        raise RuntimeError(node.refusal)
-    for pid in pids:
-        if pid != node.me:
-            node.peer(pid)
-    return pids
-
-
-def _succeeded(call: RemoteFuture) -> bool:
+def _succeeded(call: RemoteFuture[Any]) -> bool:
     return call.ready and call.error is None
-
-
-def _original(error: BaseException | None) -> BaseException | None:
-    """Give back what the function raised, its remote traceback attached."""
-    if not isinstance(error, RemoteException):
-        return error
-    cause = error.cause
-    if isinstance(cause, _errors.RemoteCause):  # only its name and text came through
-        return error
-    cause.__cause__ = RemoteTraceback(error.pid, error.traceback)
-    return cause
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
-
-
-def _run_chunk(fn: Callable[..., Any], chunk: list[Any]) -> list[Any]:
-    return [fn(*args) for args in chunk]
-
-
-def _results(
-    executor: weakref.ref[Executor],
-    fn: Callable[..., Any],
-    futures: deque[Future[Any]],
-    more: Iterator[Any],
-    deadline: float | None,
-) -> Iterator[Any]:
-    """Yield results in order, holding on to none; what is not taken is cancelled."""
-    try:
-        while futures:
-            owner = executor()
-            args = next(more, None) if owner is not None else None
-            if owner is not None and args is not None:
-                futures.append(owner.submit(fn, *args))
-            del owner, args
-            yield _taken(futures.popleft(), deadline)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _taken(future: Future[Any], deadline: float | None) -> Any:
-    try:
-        return future.result(None if deadline is None else deadline - time.monotonic())
-    except BaseException:
-        future.cancel()
-        raise
-    finally:
-        del future  # an exception's traceback would keep it, and the result, alive
-
-
-def _flattened(chunks: Iterator[list[Any]]) -> Iterator[Any]:
-    for chunk in chunks:
-        chunk.reverse()
-        while chunk:
-            yield chunk.pop()
-
-
-# The end of the program: like the standard library's executors, ours finish what they were given.
-
-_executors: weakref.WeakSet[Executor] = weakref.WeakSet()
-_exiting = False
-
-
-def _at_exit() -> None:
-    global _exiting
-    _exiting = True
-    for executor in list(_executors):
-        executor._wait_idle()
-
-
-# Before the threads are joined and before atexit, where the workers are sent away: what
-# concurrent.futures itself uses.
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]

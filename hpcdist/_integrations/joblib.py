@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hpcdist._integrations.executor import Executor
-from hpcdist._runtime.node import node
+from hpcdist._public import public
+from hpcdist._runtime.node import here
 
 
+@public
 def register_joblib() -> None:
     """Make the backend "hpcdist" known to joblib.
 
@@ -27,26 +30,18 @@ def register_joblib() -> None:
         [0, 1, 4, 9]
         >>> hpcdist.shutdown()
     """
+    here.node.admit()
     from joblib import register_parallel_backend
 
     register_parallel_backend("hpcdist", _backend_class())
 
 
-_made: type | None = None
-
-
+@cache
 def _backend_class() -> type:
     """Make the backend; its base classes are joblib's, which is imported only when wanted."""
-    global _made
-    if _made is None:
-        from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase
+    from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase
 
-        members = {name: value for name, value in vars(_Backend).items() if name not in _OF_A_CLASS}
-        _made = type("HpcdistBackend", (AutoBatchingMixin, ParallelBackendBase), members)
-    return _made
-
-
-_OF_A_CLASS = ("__dict__", "__weakref__", "__module__", "__qualname__")
+    return type("HpcdistBackend", (_Backend, AutoBatchingMixin, ParallelBackendBase), {})
 
 
 class _Backend:
@@ -56,13 +51,25 @@ class _Backend:
     default_n_jobs = -1
 
     nesting_level: int | None
-    _executor: Executor | None = None
+    _workers: Executor | None = None  # so named in joblib's own backends
+
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        **backend_kwargs: Any,
+    ) -> None:
+        # joblib's own classes take what is given to `parallel_config` from 1.5 on only.
+        super().__init__(  # type: ignore[call-arg]
+            nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads
+        )
+        self.backend_kwargs = backend_kwargs
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Tell how many tasks run at once."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
-        number = len(node.members.workers())
+        number = len(here.node.members.workers())
         if n_jobs is None:
             return number
         if n_jobs < 0:
@@ -73,17 +80,22 @@ class _Backend:
         self, n_jobs: int = 1, parallel: Any = None, pool: Any = None, **others: Any
     ) -> int:
         """Get ready for one `Parallel`."""
-        given = getattr(self, "backend_kwargs", {})
+        given = {**self.backend_kwargs, **others}
         self.parallel = parallel
         pool = pool if pool is not None else given.get("pool")
         count = self.effective_n_jobs(n_jobs)
-        self._executor = Executor(pool, max_workers=count)
+        self._workers = Executor(
+            pool,
+            max_workers=count,
+            initializer=given.get("initializer"),
+            initargs=given.get("initargs", ()),
+        )
         return count
 
     def submit(self, func: Any, callback: Any = None) -> Any:
         """Run one batch."""
-        assert self._executor is not None
-        future = self._executor.submit(func)
+        assert self._workers is not None
+        future = self._workers.submit(func)
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -96,16 +108,16 @@ class _Backend:
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Cancel what has not started: a task has failed."""
-        if self._executor is None:
+        if self._workers is None:
             return
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._executor = None
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._workers = None
         if ensure_ready:
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
 
     def terminate(self) -> None:
         """End one `Parallel`; the workers stay."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
-            self._executor = None
+        if self._workers is not None:
+            self._workers.shutdown(wait=False)
+            self._workers = None
         self.reset_batch_stats()  # type: ignore[attr-defined]

@@ -10,7 +10,9 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from hpcdist._runtime.node import node
+from hpcdist._frames import cut
+from hpcdist._remote.futures import Snapshot, snapshot_of
+from hpcdist._runtime.node import Node
 from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec
 
@@ -19,15 +21,19 @@ _NOTHING: Any = object()
 
 
 class TaskFuture(Future[Any]):
-    """The future of a task: its result is unpickled by whoever asks first.
+    """The future of a task: the first thread that asks unpickles its result.
 
     So no thread of ours ever holds the result itself, and it goes when its user lets go of it.
+
+    Args:
+        node: The process that waits for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, node: Node) -> None:
         super().__init__()
+        self._node = node
         self._slots: list[Slot] = []
-        self._waiters: Any = _Waiters()
+        self._waiters: Any = _Waiters(node)
         self._payload: Any = _NOTHING
 
     @property
@@ -35,10 +41,11 @@ class TaskFuture(Future[Any]):
         """Whether somebody's code is to be called at its end."""
         return bool(self._done_callbacks)  # type: ignore[attr-defined]
 
-    def deliver(self, payload: Any) -> None:
-        """Set the result, still pickled."""
-        self._payload = payload
-        self.set_result(None)
+    def deliver(self, payload: object) -> None:
+        """Set the result, still pickled, unless it is done already."""
+        if not self.done():
+            self._payload = payload
+            self.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         """Set the error, unless it is done already."""
@@ -46,17 +53,20 @@ class TaskFuture(Future[Any]):
             self.set_exception(error)
 
     def set_running_or_notify_cancel_once(self) -> None:
-        """Tell those who wait that it was cancelled, unless they know."""
+        """Notify the waiters that it was cancelled, unless they know."""
         if self._state == "CANCELLED":
             self.set_running_or_notify_cancel()
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, waiting for it."""
-        self._await(timeout)
-        if self._payload is not _NOTHING and self._state == "FINISHED":
-            self._unpack()
         try:
+            self._await(timeout)
+            if self._payload is not _NOTHING and self._state == "FINISHED":
+                self._unpack()
             return super().result(0)
+        except BaseException as exc:
+            cut(exc)
+            raise
         finally:
             del self  # an exception's traceback would keep it alive
 
@@ -64,6 +74,9 @@ class TaskFuture(Future[Any]):
         """Return the task's error, waiting for its end."""
         self._await(timeout)
         return super().exception(0)
+
+    def _get_snapshot(self) -> Snapshot:
+        return snapshot_of(self)
 
     def _unpack(self) -> None:
         with self._condition:
@@ -83,7 +96,7 @@ class TaskFuture(Future[Any]):
                 return
             self._slots.append(slot)
         try:
-            node.wait(slot, timeout)
+            self._node.wait(slot, timeout)
         finally:
             with self._condition:
                 if slot in self._slots:
@@ -94,7 +107,7 @@ class TaskFuture(Future[Any]):
         with self._condition:
             slots, self._slots = self._slots, []
         for slot in slots:
-            node.complete(slot)
+            self._node.complete(slot)
         super()._invoke_callbacks()  # type: ignore[misc]
 
 
@@ -108,33 +121,36 @@ class _Waiters(list[Any]):
     They sleep on an event of theirs. Ours takes its place, as it can give a turn away.
     """
 
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._node = node
+
     def append(self, waiter: Any) -> None:
         if type(waiter.event) is threading.Event and not waiter.event.is_set():
-            waiter.event = _Event()
+            waiter.event = TurnEvent(self._node)
         super().append(waiter)
 
 
-class _Event(threading.Event):
+class TurnEvent(threading.Event):
     """An event; in a worker's call, waiting for it gives the turn away."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: Node) -> None:
         super().__init__()
+        self._node = node
         self._sleepers: list[Slot] = []
 
     def set(self) -> None:
         super().set()
         sleepers, self._sleepers = self._sleepers, []
         for slot in sleepers:
-            node.complete(slot)
+            self._node.complete(slot)
 
     def wait(self, timeout: float | None = None) -> bool:
-        if node.turns.calls.get(threading.get_ident()) is None:
-            return super().wait(timeout)
         slot = Slot()
         self._sleepers.append(slot)
         if not self.is_set():
             try:
-                node.wait(slot, timeout)
+                self._node.wait(slot, timeout)
             except TimeoutError:
                 pass
         return self.is_set()

@@ -1,1 +1,1 @@
-"""Where workers come from and how they end."""
+"""The managers there are, and what users call to add and remove workers."""

@@ -8,25 +8,28 @@ import socket
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcdist import _config, _log
-from hpcdist._managers import roster
-from hpcdist._managers.base import KeptManager, Settings, WorkerConfig
-from hpcdist._managers.door import Door
-from hpcdist._managers.world import World
-from hpcdist._runtime.node import node
+from hpcdist._cluster.begin import Launches
+from hpcdist._cluster.listener import Listener
+from hpcdist._cluster.roster import State
+from hpcdist._cluster.world import World
+from hpcdist._contract.kept_managers import KeptManager, LaunchView, Plan
+from hpcdist._contract.managers import Settings, WorkerConfig
+from hpcdist._contract.phases import Phase
+from hpcdist._public import public
 from hpcdist._transport import network
+from hpcdist._transport.link import Link
 from hpcdist._wire import greeting
-
-if TYPE_CHECKING:
-    from hpcdist._managers.launch import Launch
+from hpcdist._wire.greeting import Hello, Socket
 
 _GREETING = 10.0
 # Run beside process 1: when that ends, in whatever way, the join file goes too.
 _JANITOR = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], True)"
 
 
+@public
 class ElasticManager(KeptManager):
     """Starts no worker itself: lets in those that come by `hpcdist worker --join FILE`.
 
@@ -50,13 +53,14 @@ class ElasticManager(KeptManager):
 
     on_network = True
     enough = 0
+    ends_when_interrupted = False  # its workers were not started by us
 
     def __init__(self, addr: str | None = None, port: int = 0) -> None:
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 1 << 16:
             raise ValueError(f"port is a number from 0 to 65535, not {port!r}")
         self.addr = addr
         self.port = port
-        self._launch: Launch | None = None
+        self._launch: LaunchView | None = None
 
     def __repr__(self) -> str:
         return f"ElasticManager(addr={self.addr!r}, port={self.port})"
@@ -72,15 +76,16 @@ class ElasticManager(KeptManager):
         return self._last().worlds[0].command
 
     @property
-    def open_launch(self) -> Launch | None:
+    def open_launch(self) -> LaunchView | None:
         """The launch that lets workers in; None while the door is shut."""
         return self._launch if self._launch is not None and self._launch.pending else None
 
-    def _last(self) -> Launch:
+    def _last(self) -> LaunchView:
         if self._launch is None:
-            from hpcdist._managers import lifecycle
-
-            return lifecycle.launch(self)
+            started = Launches.here().begin(self, {})
+            if started.error is not None:  # the door could not be opened
+                raise started.error
+            return started
         return self._launch
 
     def default_addprocs_params(self) -> dict[str, Any]:
@@ -89,26 +94,37 @@ class ElasticManager(KeptManager):
         if self.open_launch is not None:
             last = vars(self.open_launch.settings)
             defaults |= {name: last[name] for name in defaults.keys() & last.keys()}
+            wrapper = last["wrapper"]  # stands in the command as well
+            defaults |= {"python": last["python"][len(wrapper) :], "wrapper": wrapper or None}
         return defaults | {"min_workers": None}
 
-    def prepare(self, settings: Settings) -> None:
+    def prepare(self, settings: Settings) -> Plan:
         """Refuse an address that is not this host's."""
         _interface(self.addr)
+        return Plan(settings)
 
-    def renew(self, settings: Settings) -> None:
-        """Let workers come with other settings from now on."""
-        world = self._last().worlds[0]
-        assert isinstance(world, ElasticWorld)
-        world.renew(settings)
+    def reuse(self, settings: Settings) -> LaunchView | None:
+        """Let workers come with other settings from now on, if the door is open."""
+        launch = self.open_launch
+        if launch is not None:
+            world = launch.worlds[0]
+            assert isinstance(world, ElasticWorld)
+            world.renew(settings)
+        return launch
 
-    def start(self, launch: Launch) -> None:
+    def make_world(self, launch: LaunchView, size: int | None) -> World:
+        """Make a world whose workers come by themselves."""
+        return ElasticWorld(launch, size)
+
+    def start(self, launch: LaunchView) -> None:
         """Take note of the launch: its door is open."""
         self._launch = launch
 
     def kill(self, pid: int, config: WorkerConfig) -> None:
         """End our side of the connection to a worker: then the worker's guard ends it."""
-        link = node.peers[pid].link
-        if link is not None and link.open:
+        assert self._launch is not None
+        link = self._launch.node.peers[pid].link
+        if isinstance(link, Link) and link.open:
             with socket.socket(fileno=os.dup(link.sock.fileno())) as sock:
                 sock.shutdown(socket.SHUT_WR)
 
@@ -122,7 +138,7 @@ class ElasticWorld(World):
     @property
     def pids(self) -> list[int]:
         """Those of its workers that are there."""
-        return [p for p in self.registered if roster.book[p].state is not roster.State.GONE]
+        return [p for p in self.registered if self._roster.book[p].state is not State.GONE]
 
     @property
     def word(self) -> str:
@@ -140,21 +156,22 @@ class ElasticWorld(World):
             start_new_session=True,
         )
         assert isinstance(self.manager, ElasticManager)
-        self._door = Door.on_network(_interface(self.manager.addr), self._greet, self.manager.port)
-        self.phase = "waiting for workers to come"
+        interface, port = _interface(self.manager.addr), self.manager.port
+        self.door = Listener.on_network(self._node, interface, self._cookie, self._greet, port)
+        self.reach(Phase.OPEN)
         self.renew(self.settings)
 
     def renew(self, settings: Settings) -> None:
-        """From now on workers come with these settings."""
+        """Give these settings to workers that come from now on."""
         self.settings = self.launch.settings = settings
         self._write_join()
         argv = self.manager.worker_command({**vars(settings), "join": self.join_file})
         self.command = shlex.join(argv)
         self.had_enough = False
         self._check()
-        node.progress.call_later(settings.timeout, lambda: self._look(settings))
+        self._node.progress.call_later(settings.timeout, lambda: self._look(settings))
 
-    def save_join(self, **changes: Any) -> None:
+    def save_join(self, **changes: object) -> None:
         """Write the join file: of this host's folders it says nothing."""
         super().save_join(**changes, dir="", elastic=True)
 
@@ -163,14 +180,13 @@ class ElasticWorld(World):
         super()._check()
 
     def _look(self, asked: Settings) -> None:
-        """The time in which the first workers were to come is over."""
+        """Fail if the first workers have not come in time."""
         if asked is self.settings and not self.had_enough:
             come = f"{len(self.pids)} of {asked.min_workers} workers"
             self._fail(f"{come} have come within {asked.timeout:g} s")
 
-    def _greet(self, sock: Any) -> None:
+    def _greet(self, sock: Socket, hello: Hello) -> None:
         try:
-            hello = greeting.accept(sock, self._cookie, _GREETING)
             refused = self._refusal(hello)
             greeting.send_hello(sock, {"refused": refused} if refused else {})
             if refused:
@@ -178,15 +194,15 @@ class ElasticWorld(World):
             sock.settimeout(self.settings.timeout)
             hello.update(greeting.receive_hello(sock))
         except (OSError, ValueError, KeyError) as exc:
-            _log.log("info", f"a worker did not come in: {exc}")
+            _log.log("info", f"a worker could not join: {exc}")
             sock.close()
             return
         config = WorkerConfig(hello["host"], os_pid=hello["os_pid"], ident=hello.get("ident"))
-        entry = self.arrivals.add(roster.reserve(1), config)
+        entry = self.arrivals.add(self._roster.reserve(1), config)
         entry.taken = True
         self._register(sock, hello, entry)
 
-    def _refusal(self, hello: dict[str, Any]) -> str | None:
+    def _refusal(self, hello: Hello) -> str | None:
         if hello["world"] != self.number:
             return "its join file is of a door that has been closed; take the new one"
         ours = greeting.about()
@@ -196,17 +212,17 @@ class ElasticWorld(World):
         return None
 
     def abandon(self) -> None:
-        """Let nobody in any more; those who are there stay."""
+        """Let no more workers in; those that are there stay."""
         super().abandon()
         if not self.pids:
             self.close()
 
     def close(self) -> None:
-        """End it: nobody comes any more, and all are gone."""
+        """End it: let no more workers in, and end those that are there."""
         super().close()
         janitor, self.janitor = self.janitor, None
         if janitor is not None:
-            node.turns.background(lambda: _dismiss(janitor))
+            self._node.turns.background(lambda: _dismiss(janitor))
 
 
 def _dismiss(janitor: subprocess.Popen[bytes]) -> None:

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import threading
-import time
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hpcdist import _config
-from hpcdist._managers import mpi, roster, sections  # noqa: F401  (registers its handlers)
-from hpcdist._managers.base import COMMON, ClusterManager, KeptManager, Settings
-from hpcdist._managers.elastic import ElasticManager
-from hpcdist._managers.launch import Launch
+from hpcdist._cluster.begin import Launches
+from hpcdist._cluster.launch import Launch
+from hpcdist._cluster.roster import Roster, State
+from hpcdist._contract.kept_managers import KeptManager
+from hpcdist._contract.managers import ClusterManager
+from hpcdist._frames import brief
+from hpcdist._hints import suggesting
 from hpcdist._managers.local import LocalManager
-from hpcdist._runtime.node import node
+from hpcdist._managers.mpi import MPIManager
+from hpcdist._managers.mpi_launch import MpiLaunch, launched_size
+from hpcdist._public import public
+from hpcdist._runtime.node import Node, here
 from hpcdist._transport.contracts import Slot
 
-_one_at_a_time = threading.Lock()  # one addprocs or rmprocs at a time
-_launches: list[Launch] = []
-_TOPOLOGIES = ("all_to_all", "master_worker", "custom")
-_ISOLATIONS = ("auto", "world", "process")
 
-
-def addprocs(what: Any = None, /, **params: Any) -> list[int]:
+@public
+@brief
+def addprocs(what: object = None, /, **params: object) -> list[int]:
     """Add workers and return their pids once all have registered.
 
     Args:
         what: None: one per core this process may use; a number; a list of hosts, see
             `SSHManager`; or a ClusterManager.
-        **params: `dir`, `env`, `python`, `exeflags`, `topology`, `concurrency`, `timeout`,
-            `isolation`, `min_workers`, `enable_threaded_blas`, and the manager's own.
+        **params: `dir`, `env`, `python`, `wrapper`, `container`, `container_args`, `exeflags`,
+            `topology`, `concurrency`, `timeout`, `isolation`, `min_workers`,
+            `enable_threaded_blas`, `renew`, `tag`, and the manager's.
+            `python` may be a command: `["nice", "-n", "5", "python3"]`. With `renew=True` others
+            come in place of workers that die: the number stays. With `adapt=(lo, hi)` there are
+            as many jobs as the waiting work calls for (`max_queued`, `idle`). With `tag="gpu"`,
+            or a list of tags, `"gpu"` may stand for the workers in place of a pid or a pool.
 
     Raises:
         LaunchError: Some did not come up. Those that did stay, and are in its `.pids`.
@@ -46,32 +51,38 @@ def addprocs(what: Any = None, /, **params: Any) -> list[int]:
         >>> hpcdist.shutdown()
     """
     manager = _manager(what)
-    if isinstance(manager, mpi.MPIManager) and manager.inside:
-        _settings(manager, params)
-        mpi.enter(manager.comm)
-        return sorted(node.members.living)
-    started = _add(manager, params)
-    return [] if started is None else started.pids
+    inside = _inside(manager)
+    if inside is not None:
+        inside.enter(Launches.here().plan(manager, params).settings)
+        return sorted(here.node.members.living)
+    return _add(manager, params).pids
 
 
-def _add(manager: ClusterManager, params: dict[str, Any]) -> Launch | None:
-    """Start workers and wait for them; None where none are asked for."""
-    with _one_at_a_time:
-        settings = _settings(manager, params)
-        if isinstance(manager, LocalManager) and manager.n == 0:
-            return None
-        started = _launch(manager, settings)
+def _inside(manager: ClusterManager) -> KeptManager | None:
+    """Return the manager if its workers are the other ranks of our own MPI launch."""
+    return manager if isinstance(manager, KeptManager) and manager.inside else None
+
+
+def _add(manager: ClusterManager, params: dict[str, Any]) -> Launch:
+    """Start workers and wait for them."""
+    launches = Launches.here()
+    with launches.one_at_a_time:
+        started = launches.begin(manager, params)
         try:
-            started.wait(settings.min_workers)
+            started.wait(started.settings.min_workers)
         except KeyboardInterrupt:
-            if not isinstance(manager, ElasticManager):  # its workers were not started by this
+            if manager.ends_when_interrupted:
                 started.cancel()
             raise
         return started
 
 
-def launch(what: Any = None, /, **params: Any) -> Launch:
-    """Start workers without waiting for them.
+@public
+def launch(what: object = None, /, **params: object) -> Launch:
+    """Start workers without waiting for them. `wait` of the launch raises their errors.
+
+    Raises:
+        TypeError, ValueError: The arguments are wrong.
 
     Example:
         >>> import hpcdist
@@ -80,84 +91,38 @@ def launch(what: Any = None, /, **params: Any) -> Launch:
         1
         >>> hpcdist.shutdown()
     """
-    manager = _manager(what)
-    return _launch(manager, _settings(manager, params))
+    return Launches.here().begin(_manager(what), params)
 
 
-def _launch(manager: ClusterManager, settings: Settings) -> Launch:
-    if isinstance(manager, ElasticManager) and manager.open_launch is not None:
-        manager.renew(settings)
-        return manager.open_launch
-    started = Launch(manager, settings)
-    _launches.append(started)
-    try:
-        started.begin()
-    except Exception:
-        if started.error is not None:
-            raise started.error from None
-        raise
-    return started
-
-
-def _manager(what: Any) -> ClusterManager:
+def _manager(what: object) -> ClusterManager:
+    node = here.node
     if node.me != 1:
         raise RuntimeError("Only process 1 can add and remove workers")
     if isinstance(what, ClusterManager):
-        if node.refusal and not (isinstance(what, mpi.MPIManager) and what.inside):
+        if node.refusal and _inside(what) is None:
             raise RuntimeError(node.refusal)
         return what
-    if node.refusal:
-        raise RuntimeError(node.refusal)
+    node.admit()
+    local = node.service(Launches).local or LocalManager
     if what is None:
-        return LocalManager(len(os.sched_getaffinity(0)))
+        return local(len(os.sched_getaffinity(0)))
     if isinstance(what, int) and not isinstance(what, bool):
-        return LocalManager(what)
+        return local(what)
     if isinstance(what, list):
         from hpcdist._managers.ssh import SSHManager
 
-        return SSHManager(what) if what else LocalManager(0)
+        return SSHManager(what) if what else local(0)
     raise TypeError(
         f"addprocs takes a number of workers, a list of hosts or a cluster manager, not {what!r}"
     )
 
 
-def _settings(manager: ClusterManager, params: dict[str, Any]) -> Settings:
-    own = manager.own_params
-    known = COMMON | set(own or ())
-    for name in params if own is not None else ():
-        if name not in known:
-            raise _config.unknown_option(name, sorted(known), "addprocs")
-    settings = Settings.of(manager.default_addprocs_params(), params)
-    _check(settings, folder=not (isinstance(manager, KeptManager) and manager.hosts_apart))
-    if isinstance(manager, KeptManager):
-        manager.prepare(settings)
-    return settings
-
-
-def _check(settings: Settings, *, folder: bool) -> None:
-    for name, value, choices in (
-        ("topology", settings.topology, _TOPOLOGIES),
-        ("isolation", settings.isolation, _ISOLATIONS),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
-    limit = settings.concurrency
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"concurrency is a positive number or None, not {limit!r}")
-    if folder and not os.path.isdir(settings.dir):
-        raise ValueError(f"dir={settings.dir!r} is not a directory")
-    if node.members.living and settings.topology != node.topology:
-        raise ValueError(
-            f"workers with topology {node.topology!r} exist; {settings.topology!r} cannot be "
-            "added to them"
-        )
-    node.topology = settings.topology
-
-
+@public
 class Removal:
     """Workers on their way out."""
 
-    def __init__(self, pids: Sequence[int], slots: Sequence[Slot]) -> None:
+    def __init__(self, node: Node, pids: Sequence[int], slots: Sequence[Slot]) -> None:
+        self._node = node
         self.pids = list(pids)
         self._slots = list(slots)
 
@@ -168,23 +133,28 @@ class Removal:
         """Tell whether all of them are gone."""
         return all(slot.ready for slot in self._slots)
 
+    @brief
     def wait(self, timeout: float | None = None) -> Removal:
         """Wait until all of them are gone.
 
         Raises:
             TimeoutError: Some are not; it names them, and their removal goes on.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        now = self._node.machine.now
+        deadline = None if timeout is None else now() + timeout
         for slot in self._slots:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - now())
             try:
-                node.wait(slot, left)
+                self._node.wait(slot, left)
             except TimeoutError:
                 late = [s.where for s in self._slots if not s.ready]
                 raise TimeoutError(f"rmprocs: pids {late} not gone after {timeout:g} s") from None
         return self
 
 
+@public
+@brief
+@suggesting
 def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal:
     """Remove workers.
 
@@ -201,34 +171,40 @@ def rmprocs(*pids: int | Iterable[int], waitfor: float | None = None) -> Removal
         >>> hpcdist.rmprocs(pids).done()
         True
     """
+    node = here.node
     if node.me != 1:
         raise RuntimeError("Only process 1 can add and remove workers")
-    if node.refusal:
-        raise RuntimeError(node.refusal)
+    node.admit()
+    roster = node.service(Roster)
     named = [p for item in pids for p in ([item] if isinstance(item, int) else item)]
     slots = []
-    removed = []
+    leaving = []
     for pid in dict.fromkeys(named):
         if pid == 1:
             warnings.warn("rmprocs: process 1 is not removed", stacklevel=2)
             continue
         record = roster.book.get(pid)
-        if record is None or record.state is roster.State.GONE:
+        if record is None or record.state is State.GONE:
             continue
         slot = roster.slot_of_end(record)
         if slot is not None:
             slot.where = pid
             slots.append(slot)
-            removed.append(pid)
-            roster.dismiss(record)
-    removal = Removal(removed, slots)
+            leaving.append(record)
+    roster.dismiss(leaving)
+    removal = Removal(node, [record.pid for record in leaving], slots)
     if waitfor is None or waitfor > 0:
         removal.wait(waitfor)
     return removal
 
 
-def shutdown() -> None:
+@public
+@brief
+def shutdown(*, release: bool = False) -> None:
     """End all workers in good order. Done at exit too; `addprocs` works again afterwards.
+
+    Args:
+        release: Whether to end the jobs with them that were started with `linger=`.
 
     Example:
         >>> import hpcdist
@@ -236,46 +212,51 @@ def shutdown() -> None:
         >>> hpcdist.workers()
         [1]
     """
+    node = here.node
     if node.me != 1:
         raise RuntimeError("Only process 1 can add and remove workers")
-    _end_all(patience=2.0)
+    node.admit()
+    _end_all(node, patience=2.0, release=release)
+    node.members.dismissed()
 
 
-def _end_all(patience: float) -> None:
-    for started in _launches:
+def _end_all(node: Node, patience: float, *, release: bool = False) -> None:
+    roster, launches = node.service(Roster), node.service(Launches).launches
+    for started in launches:
+        if not release:
+            started.outlive()
         started.cancel()
-    mpi.leave_world()
-    records = [r for r in roster.book.values() if r.state is not roster.State.GONE]
+    node.service(MpiLaunch).leave_world()
+    records = [r for r in roster.book.values() if r.state is not State.GONE]
     slots = [s for s in map(roster.slot_of_end, records) if s is not None]
-    for record in records:
-        roster.dismiss(record)
+    roster.dismiss(records)
     for step in (None, roster.interrupt, roster.force):
         for record in records:
-            if step is not None and record.state is not roster.State.GONE:
+            if step is not None and record.state is not State.GONE:
                 step(record)
-        if _all_within(slots, patience / 2):
+        if _all_within(node, slots, patience / 2):
             break
-    _await_keepers()
-    _launches.clear()
+    _await_keepers(node, launches)
+    launches.clear()
 
 
-def _all_within(slots: Sequence[Slot], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
+def _all_within(node: Node, slots: Sequence[Slot], seconds: float) -> bool:
+    deadline = node.machine.now() + seconds
     for slot in slots:
         try:
-            node.wait(slot, max(0.0, deadline - time.monotonic()))
+            node.wait(slot, max(0.0, deadline - node.machine.now()))
         except TimeoutError:
             return False
     return True
 
 
-def _await_keepers() -> None:
+def _await_keepers(node: Node, launches: Sequence[Launch]) -> None:
     """Wait for the keepers, which remove what their worlds leave behind."""
-    for started in _launches:
+    for started in launches:
         started.close()
-    deadline = time.monotonic() + 3.0
-    for started in _launches:
-        while not started.ended() and time.monotonic() < deadline:
+    deadline = node.machine.now() + 3.0
+    for started in launches:
+        while not started.ended() and node.machine.now() < deadline:
             try:
                 node.wait(Slot(), 0.01)
             except TimeoutError:
@@ -283,34 +264,45 @@ def _await_keepers() -> None:
         started.end_jobs()
 
 
-def _at_exit() -> None:
-    if node.me != 1 or (node.refusal and not mpi.inside_world()):
+def end(node: Node) -> None:
+    """End what a process has begun, at its own end."""
+    inside = node.service(MpiLaunch).inside_world()
+    if node.me != 1 or (node.refusal and not inside):
         return
-    if not (roster.book or _launches or mpi.inside_world()):
+    if not (node.service(Roster).book or node.service(Launches).launches or inside):
         return
-    _end_all(patience=2.0)
+    _end_all(node, patience=2.0)
     node.progress.stop()
 
 
-atexit.register(_at_exit)
-
-
+@public
+@brief
 def init(n: int | None = None) -> None:
     """Make this script run in every way: under `mpirun`, by itself, by `hpcdist run`.
 
     In an MPI launch rank 0 goes on as process 1, the other ranks become its workers and never
-    return. Otherwise `n` workers are added, if a number is given and there are none.
+    return. Otherwise `n` workers are added, if a number is given and there are none; where there
+    are fewer, a line on stderr says so.
     """
-    if mpi.inside_world() or node.me != 1:
+    node = here.node
+    if node.service(MpiLaunch).inside_world() or node.me != 1:
         return
-    if mpi.launched_size() > 1 and node.refusal:
-        mpi.enter(None)
+    if launched_size() > 1 and node.refusal:
+        node.service(MpiLaunch).enter(MPIManager(), None)
     elif n is not None and not node.members.living:
         addprocs(n)
+    elif n is not None and len(node.members.living) < n:
+        there = len(node.members.living)
+        print(
+            f"hpcdist: init({n}) adds no workers, as {there} are there already; "
+            f"addprocs({n - there}) adds more",
+            file=sys.stderr,
+        )
 
 
+@public
 @contextmanager
-def cluster(what: Any = None, /, **params: Any) -> Iterator[list[int] | None]:
+def cluster(what: object = None, /, **params: object) -> Iterator[list[int] | None]:
     """Add workers for the length of a block.
 
     With `MPIManager()` in an MPI launch rank 0 runs the block; the others serve meanwhile, get
@@ -323,18 +315,16 @@ def cluster(what: Any = None, /, **params: Any) -> Iterator[list[int] | None]:
         True
     """
     manager = _manager(what)
-    if isinstance(manager, mpi.MPIManager) and manager.inside:
-        _settings(manager, params)
-        pids = mpi.enter_block(manager.comm)
-        try:
+    inside = _inside(manager)
+    if inside is not None:
+        settings = Launches.here().plan(manager, params).settings
+        with inside.block(settings) as pids:
             yield pids
-        finally:
-            mpi.leave_block()
         return
     started = _add(manager, params)
     try:
-        yield [] if started is None else started.pids
+        yield started.pids
     finally:
-        if started is not None:
-            started.cancel()  # those that would come later
-            rmprocs(started.pids)
+        started.outlive()
+        started.cancel()
+        rmprocs(started.everyone)

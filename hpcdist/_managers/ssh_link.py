@@ -6,21 +6,20 @@ import os
 import re
 import select
 import shlex
-import signal
 import subprocess
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hpcdist import _config
 from hpcdist._errors import LaunchError
-from hpcdist._managers.keepers import Keeper
-from hpcdist._managers.processes import kill_group, tell
-from hpcdist._managers.ssh_keeper import PREAMBLE
+from hpcdist._keeper.keeper_link import KeeperLink
+from hpcdist._keeper.processes import describe_status
+from hpcdist._keeper.ssh_keeper import PREAMBLE
 from hpcdist._managers.ssh_machines import Machine
-from hpcdist._runtime.node import node
+from hpcdist._runtime.node import Node
 from hpcdist._transport.network import Address
+from hpcdist._wire.greeting import Hello
 
 _CHUNK = 1 << 16
 _CONNECTING = 20.0  # at most; the launch's own timeout may be shorter
@@ -34,7 +33,7 @@ _BOOT = (
     'sys.version_info < (3, 11) and sys.exit("hpcdist needs Python 3.11, this is " + sys.version); '
     "import importlib.util as u; "
     'u.find_spec("hpcdist") or sys.exit("No module named hpcdist for " + sys.executable); '
-    "from hpcdist._managers.ssh_keeper import main; main()"
+    "from hpcdist._keeper.ssh_keeper import main; main()"
 )
 
 # Words of ssh (OpenSSH 8 and 9), of sshd, of shells and of the above, and what helps.
@@ -51,9 +50,9 @@ _FIXES = (
     ("No module named hpcdist", "install it for that interpreter, or choose another by python="),
     ("hpcdist needs Python", "choose another interpreter over there by python="),
 )
-_NO_PYTHON = "there is no such interpreter over there: choose one by python="
+_NO_PYTHON = "that host has no such interpreter: choose one by python="
 _NOT_FORWARDED = "remote port forwarding failed"  # the rest of its line differs by version
-_ALLOCATED = re.compile(r"^Allocated port (\d+) for remote forward")
+_ALLOCATED = re.compile(r"^Allocated port ([0-9]{1,5}) for remote forward")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def command(machine: Machine, options: Options, remote: str, door: Address | Non
 
 
 def keeper_command(
-    python: str, flags: Sequence[str], package: str | None, env: Mapping[str, str]
+    python: Sequence[str], flags: Sequence[str], package: str | None, env: Mapping[str, str]
 ) -> str:
     """Write what the shell over there is to run.
 
@@ -116,26 +115,28 @@ def keeper_command(
     """
     variables = [f"{name}={value}" for name, value in env.items()]
     return "exec env " + shlex.join(
-        [*variables, python, *flags, "-c", _BOOT, *filter(None, [package])]
+        [*variables, *python, *flags, "-c", _BOOT, *filter(None, [package])]
     )
 
 
-class SSHConnection(Keeper):
+class SSHConnection(KeeperLink):
     """A keeper behind an ssh of ours.
 
     Args:
+        node: Whose it is.
         machine: Where it leads.
         options: How.
         argv: ssh's command line.
     """
 
-    def __init__(self, machine: Machine, options: Options, argv: Sequence[str]) -> None:
+    def __init__(self, node: Node, machine: Machine, options: Options, argv: Sequence[str]) -> None:
+        self._node = node
         self.machine = machine
         self.options = options
         self.argv = list(argv)
         self.said: deque[str] = deque(maxlen=50)
         self.port: int | None = None  # over there, that leads to our door
-        self.hello: dict[str, Any] | None = None
+        self.hello: Hello | None = None
         self._before: bytearray | None = bytearray()
         self._half_line = b""
         self._followed = False
@@ -150,7 +151,7 @@ class SSHConnection(Keeper):
         last = f": {self.said[-1]}" if self.said else ""
         return f"the ssh connection to {self.machine} ended{last}"
 
-    def meet(self) -> dict[str, Any]:
+    def meet(self) -> Hello:
         """Wait for the first words of the keeper, and return them.
 
         Raises:
@@ -169,14 +170,14 @@ class SSHConnection(Keeper):
                 raise self._explain() from None
             if any(_NOT_FORWARDED in line for line in self.said):
                 raise self._error(
-                    "its sshd forwards no port (AllowTcpForwarding): do without tunnel="
+                    "its sshd forwards no port (AllowTcpForwarding): do not use tunnel="
                 )
         return self.hello
 
     def follow(self) -> None:
         """Go on reading what it complains of."""
         self._followed = True
-        node.progress.register(self._errors, self._on_errors, select.EPOLLIN)
+        self._node.progress.register(self._errors, self._on_errors, select.EPOLLIN)
 
     def _fill(self) -> bool:
         ended = super()._fill()
@@ -191,7 +192,7 @@ class SSHConnection(Keeper):
 
     def _on_errors(self, _: int) -> None:
         if not self._read_errors():
-            node.progress.unregister(self._errors)
+            self._node.progress.unregister(self._errors)
 
     def _read_errors(self) -> bool:
         """Note what ssh, or whatever it runs, complains of; False at its end."""
@@ -217,10 +218,11 @@ class SSHConnection(Keeper):
                 self.said.append(text)
 
     def _explain(self) -> LaunchError:
-        """ssh has ended before the keeper spoke: tell why, in its words."""
+        """Explain, in ssh's words, why it ended before the keeper spoke."""
         status = self.wait(_ENDING)
         self._read_errors()
-        words = self.said[-1] if self.said else f"ssh ended ({tell(status)}) and said nothing"
+        silence = f"ssh ended ({describe_status(status)}) and said nothing"
+        words = self.said[-1] if self.said else silence
         if status in (126, 127):  # of the shell over there
             return self._error(words, _NO_PYTHON)
         return self._error(words, None if status == _SSH_FAILED or self.said else "")
@@ -237,10 +239,6 @@ class SSHConnection(Keeper):
             fix=fix.format(ssh=self.options.ssh[0], target=self.machine.target),
         )
 
-    def kill(self) -> None:
-        """End ssh, and whatever it has started here. Its keeper, if there is one, ends with it."""
-        kill_group(self.process.pid, signal.SIGKILL)
-
     def wait(self, timeout: float | None = None) -> int:
         """Wait for ssh to leave; make it, if it does not."""
         try:
@@ -256,5 +254,5 @@ class SSHConnection(Keeper):
         if not self.process.stderr.closed:
             self._read_errors()  # its last words
             if self._followed:
-                node.progress.unregister(self._errors)
+                self._node.progress.unregister(self._errors)
             self.process.stderr.close()

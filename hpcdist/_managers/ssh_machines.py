@@ -8,11 +8,12 @@ import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+
+from hpcdist._numbers import whole
 
 _SPEC = re.compile(
     r"(?:(?P<user>[^@\s-][^@\s]*)@)?(?P<host>\[[\w:.%]+\]|[^@:\s\[\]*-][^@:\s\[\]*]*)"
-    r"(?::(?P<port>\d+))?(?:\s+(?P<bind>\S+))?"
+    r"(?::(?P<port>[0-9]+))?(?:\s+(?P<bind>\S+))?"
 )
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FORM = "[user@]host[:port] [bind_addr]"
@@ -66,18 +67,18 @@ def parse(text: str) -> Machine:
     match = _SPEC.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not of the form {_FORM}")
-    port = int(match["port"]) if match["port"] else None
+    port = whole(match["port"].lstrip("0") or "0") if match["port"] else None
     bind = match["bind"].strip("[]") if match["bind"] else None
     try:
         ipaddress.ip_address(bind or "::")
     except ValueError:
         raise ValueError(f"{text!r} is not of the form {_FORM}: {bind} is no address") from None
-    if port is not None and not 0 < port < 65536:
-        raise ValueError(f"{text!r}: there is no port {port}")
+    if match["port"] and (port is None or not 0 < port < 65536):
+        raise ValueError(f"{text!r}: there is no port {match['port']}")
     return Machine(match["host"].strip("[]"), match["user"], port, bind)
 
 
-def read(machines: Iterable[Any]) -> list[Machine]:
+def read(machines: Iterable[object]) -> list[Machine]:
     """Read what `addprocs` is given: texts, and pairs of a text and a number or "auto".
 
     A machine that is named several times is one, with as many workers as all say together.
@@ -92,7 +93,7 @@ def read(machines: Iterable[Any]) -> list[Machine]:
     return [replace(machine, count=_sum(machine, counts)) for machine, counts in found.items()]
 
 
-def _one(item: Any) -> Machine:
+def _one(item: object) -> Machine:
     if isinstance(item, Machine):
         return item
     if isinstance(item, str):

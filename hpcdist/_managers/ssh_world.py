@@ -15,13 +15,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hpcdist._cluster.roster import Roster
+from hpcdist._contract.kept_managers import WorldView
+from hpcdist._contract.phases import Phase
 from hpcdist._errors import LaunchError
-from hpcdist._managers import roster
-from hpcdist._managers.keepers import RemoteKeeper
-from hpcdist._managers.ssh import Host, drop, side_by_side
+from hpcdist._keeper.keeper_link import RemoteKeeper
+from hpcdist._keeper.processes import Op
+from hpcdist._managers.ssh_host import Host, side_by_side
 from hpcdist._managers.ssh_link import SSHConnection
-from hpcdist._managers.world import World
-from hpcdist._runtime.node import node
+from hpcdist._runtime.node import Node
 
 _MPICH = ("mpich", "intel")
 _LEAVING = 10.0  # seconds for an ssh that is of no more use
@@ -36,11 +38,11 @@ class OneWorld:
         limit: How many are connected to at a time.
     """
 
-    def __init__(self, world: World, hosts: Sequence[Host], limit: int) -> None:
+    def __init__(self, world: WorldView, hosts: Sequence[Host], limit: int) -> None:
         self._world = world
         self._hosts = hosts
         self._limit = limit
-        self._keepers = HostKeepers()
+        self._keepers = HostKeepers(world.launch.node)
         self._lock = threading.Lock()  # guards the two below
         self._met: dict[int, tuple[SSHConnection, dict[str, Any]]] = {}
         self._missing = len(hosts)
@@ -50,7 +52,8 @@ class OneWorld:
         self._world.label = ", ".join(str(host.machine) for host in self._hosts)
         self._world.take(self._keepers)
         self._world.set_clock()
-        side_by_side([self._task(number) for number in range(len(self._hosts))], self._limit)
+        tasks = [self._task(number) for number in range(len(self._hosts))]
+        side_by_side(self._world.launch, tasks, self._limit)
 
     def _task(self, number: int) -> Callable[[], None]:
         return lambda: self._bring_up(number)
@@ -62,7 +65,7 @@ class OneWorld:
                 connection = host.connect()
                 self._keepers.add(connection)
                 self._met[number] = connection, host.meet(connection)
-        except Exception as exc:  # the edge of a thread: whoever waits has to hear of it
+        except Exception as exc:  # the edge of a thread: the waiters get it
             world.launch.fail(exc, world=world)
         with self._lock:
             self._missing -= 1
@@ -88,15 +91,16 @@ class OneWorld:
         counts = [h.count(hello) for h, (_, hello) in zip(self._hosts, answers, strict=True)]
         size = sum(counts)
         if world.expected is None:
-            world.expected, world.first = size, roster.reserve(size)
-        world.phase = "starting the workers"
+            world.expected, world.first = size, world.launch.node.service(Roster).reserve(size)
+        world.reach(Phase.STARTING_WORKERS)
         # Its hosts have no folder in common: `dir` is what only they know.
         world.save_join(how="pmi", size=size, mpi=True, dir="")
         name = f"kvs_{secrets.token_hex(8)}"
+        network = answers[0][1]["network"]  # one for all, or they would not meet
         ops = []
         for number, (host, (_, hello)) in enumerate(zip(self._hosts, answers, strict=True)):
             op = host.op(hello, "pmi", size, None)
-            ops.append(op | {"share": [name, counts, number]})
+            ops.append(op | {"share": [name, counts, number], "env": network | op["env"]})
         for connection, _ in answers:
             connection.follow()
         self._keepers.share_out([connection for connection, _ in answers], counts)
@@ -118,16 +122,16 @@ class OneWorld:
                 raise LaunchError(
                     f"{host.machine} has Open MPI, whose worlds span hosts only by a launcher of "
                     "its own",
-                    phase=self._world.phase,
-                    fix="isolation='auto' makes a world of each host, links go between them; "
-                    "MPICH can do with one world",
+                    phase=str(self._world.phase),
+                    fix="isolation='auto' makes a world of each host, with links between; "
+                    "with MPICH one world is possible",
                 )
             first = first or (host, family, version)
             if first[1:] != (family, version):
                 raise LaunchError(
                     f"{first[0].machine} and {host.machine} have different MPIs: "
                     f"{_name(*first[1:])} and {_name(family, version)}",
-                    phase=self._world.phase,
+                    phase=str(self._world.phase),
                     fix="choose an interpreter that all hosts have by python=",
                 )
 
@@ -139,7 +143,8 @@ def _name(family: str, version: Sequence[int]) -> str:
 class HostKeepers(RemoteKeeper):
     """The keepers of a world's hosts, taken for one."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: Node) -> None:
+        self._node = node
         self.host = ""
         self._epoll = select.epoll()
         self._made: list[SSHConnection] = []
@@ -165,18 +170,18 @@ class HostKeepers(RemoteKeeper):
     def drop(self) -> None:
         """End all connections of a world that has not come up."""
         for connection in self._made:
-            drop(connection)
+            connection.drop()
         self._epoll.close()
 
     def fileno(self) -> int:
-        """A descriptor to wait on; readable means `receive` has something."""
+        """Return a descriptor to wait on; readable means `receive` has something."""
         return self._epoll.fileno()
 
     def send(self, op: dict[str, Any]) -> None:
-        """Send an op to those whom it concerns. Raises OSError when there are none."""
+        """Send an op to the hosts it concerns. Raises OSError when there are none."""
         if not self._shares:
             self._dropped = True
-            for connection in self._made:  # whoever waits for their first words goes on
+            for connection in self._made:  # so that waits for their first words end
                 connection.kill()
             raise OSError("no host is connected")
         for share in list(self._shares.values()):
@@ -204,9 +209,7 @@ class HostKeepers(RemoteKeeper):
             events.append({"ev": "ended"})
         return events
 
-    def _take_in(
-        self, fd: int, share: _Share, event: dict[str, Any], events: list[dict[str, Any]]
-    ) -> None:
+    def _take_in(self, fd: int, share: _Share, event: Op, events: list[dict[str, Any]]) -> None:
         if event["ev"] == "pmi":
             self._at_barrier[fd] = event["values"]
             self._meet()
@@ -220,7 +223,7 @@ class HostKeepers(RemoteKeeper):
             events.append(event)
 
     def _meet(self) -> None:
-        """When the ranks of all hosts wait, tell all what was published."""
+        """Send all ranks what was published, once those of all hosts wait for it."""
         if self._at_barrier.keys() < self._shares.keys():
             return
         values = {name: value for each in self._at_barrier.values() for name, value in each.items()}
@@ -229,7 +232,7 @@ class HostKeepers(RemoteKeeper):
 
     def _lose(self, fd: int, share: _Share, events: list[dict[str, Any]]) -> None:
         self._let_go(fd, share)
-        node.turns.background(share.reap)
+        self._node.turns.background(share.reap)
         if share.living or not share.has_ended:
             ranks, why = sorted(share.living), share.connection.gone
             events.append({"ev": "lost", "ranks": ranks, "why": why})

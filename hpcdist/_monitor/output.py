@@ -9,31 +9,83 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
+import re
 import stat
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TextIO
 
-from hpcdist._runtime.controls import OUTPUT
-from hpcdist._runtime.node import node
-from hpcdist._transport.router import Peer
-from hpcdist._wire.frames import Buffer
+from hpcdist._monitor.status_line import StatusLine
+from hpcdist._runtime.node import Mail, Node, Service, here, on
+from hpcdist._wire.messages import Output
 
 _HELD_MOST = 64 * 1024  # a line longer than this is sent in parts
 _TAIL = 20
 _LAST_WORDS = 0.05  # seconds
+# In the stack that faulthandler prints at a crash: of no use to users, and longer than their part.
+_OUR_FRAME = re.compile(
+    r' +File "(?:[^"]*/hpcdist/_[^"]*|<frozen runpy>)", line \d+ in |Extension modules:'
+)
+# How faulthandler prints stacks.
+_STACK = re.compile(r'(Current thread|Thread) 0x[0-9a-f]+|  File ".*", line \d+ in |  \.\.\.$|$')
 
-tails: dict[int, deque[str]] = {}  # on pid 1: the last lines of each worker's stderr
+
+class WorkersOutput(Service):
+    """What the workers have printed, on process 1."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.tails: dict[int, deque[str]] = {}  # the last lines of each worker's stderr
+        self.logs: dict[int, deque[str]] = {}  # where the lines of a worker's launch are kept
+        # Prints somewhere else, if it can: a notebook, under the cell of the call.
+        self.place: Callable[[int, str, int], bool] | None = None
+        self._diverted: dict[int, list[str]] = {}  # of whom stacks have been asked by a signal
+
+    @on(Output)
+    def _on_output(self, said: Output, mail: Mail) -> None:
+        log = self.logs.get(mail.peer.pid)
+        if log is not None:
+            log.extend(said.text.splitlines())
+        self.show(mail.peer.pid, said.descriptor, said.text, said.ident)
+
+    def show(self, pid: int, fd: int, text: str, ident: int = 0) -> None:
+        """Print a worker's lines, which the call of such a number has printed."""
+        lines = text.splitlines()
+        if fd == 2 and pid in self._diverted:
+            self._diverted[pid] += [line for line in lines if _STACK.match(line)]
+            lines = [line for line in lines if not _STACK.match(line)]
+        if fd == 2:
+            words = (line for line in lines if not _OUR_FRAME.match(line))
+            self.tails.setdefault(pid, deque(maxlen=_TAIL)).extend(words)
+        shown = "".join(f"From worker {pid}:\t{line}\n" for line in lines)
+        if self.place is None or not shown or not self.place(fd, shown, ident):
+            _print(sys.stdout if fd == 1 else sys.stderr, shown)
+
+    @contextmanager
+    def diverted_stacks(self, pid: int) -> Iterator[list[str]]:
+        """Give what a worker prints of its stacks to the caller, instead of printing it."""
+        lines: list[str] = []
+        self._diverted[pid] = lines
+        try:
+            yield lines
+        finally:
+            del self._diverted[pid]
+
+    def last_words(self, pid: int) -> list[str]:
+        """Return the last lines of a worker's stderr, and forget it."""
+        self.logs.pop(pid, None)
+        return list(self.tails.pop(pid, ()))
 
 
 class _Lines(io.RawIOBase):
     """Sends what is written, line by line, to pid 1."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, node: Node, fd: int) -> None:
+        self._node = node
         self._fd = fd
         self._held = b""
         self._lock = threading.Lock()  # guards _held
@@ -64,20 +116,22 @@ class _Lines(io.RawIOBase):
             self._send(rest)
 
     def _send(self, data: bytes) -> None:
-        master = node.peers.get(1)
+        master = self._node.peers.get(1)
         if master is None or not master.alive:
             os.write(self._fd, data)
             return
-        master.control(OUTPUT, 0, pickle.dumps((self._fd, data.decode("utf-8", "replace")), 5))
+        call = self._node.turns.calls.get(threading.get_ident())
+        ident = call.ident if call is not None and call.peer is master else 0
+        master.send(Output(self._fd, data.decode("utf-8", "replace"), ident))
         # Errors may be last words: they leave before this thread goes on.
-        node.progress.nudge(_LAST_WORDS if self._fd == 2 else 0.0)
+        self._node.progress.nudge(_LAST_WORDS if self._fd == 2 else 0.0)
 
 
 class _Stream(io.TextIOWrapper):
     """A text stream over `_Lines`, flushed at each newline."""
 
-    def __init__(self, fd: int) -> None:
-        self._lines = _Lines(fd)
+    def __init__(self, node: Node, fd: int) -> None:
+        self._lines = _Lines(node, fd)
         super().__init__(
             io.BufferedWriter(self._lines),
             encoding="utf-8",
@@ -91,11 +145,11 @@ class _Stream(io.TextIOWrapper):
         self._lines.drain()
 
 
-def forward() -> None:
+def forward(node: Node) -> None:
     """Send this worker's prints to pid 1 from now on."""
     import atexit
 
-    sys.stdout, sys.stderr = out, err = _Stream(1), _Stream(2)
+    sys.stdout, sys.stderr = out, err = _Stream(node, 1), _Stream(node, 2)
     for stream in (out, err):
         atexit.register(stream.drain)
 
@@ -108,25 +162,30 @@ def restore() -> None:
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
-def show(pid: int, fd: int, text: str) -> None:
-    """Print a worker's lines on pid 1."""
-    lines = text.splitlines()
-    if fd == 2:
-        tails.setdefault(pid, deque(maxlen=_TAIL)).extend(lines)
-    stream: TextIO | None = sys.stdout if fd == 1 else sys.stderr
+def say(text: str) -> None:
+    """Print a line of our own on stderr."""
+    _print(sys.stderr, f"{text}\n")
+
+
+def _print(stream: TextIO | None, text: str) -> None:
     if stream is None:
         return
     try:
-        stream.write("".join(f"From worker {pid}:\t{line}\n" for line in lines))
-        stream.flush()
+        with here.node.service(StatusLine).taken_off(stream), _beside_bars(stream):
+            stream.write(text)
+            stream.flush()
     except (OSError, ValueError):  # closed: there is nobody to read it
         pass
 
 
-@node.control(OUTPUT)
-def _on_output(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    fd, text = pickle.loads(body)
-    show(peer.pid, fd, text)
+def _beside_bars(stream: TextIO) -> AbstractContextManager[Any]:
+    """Take tqdm's bars, ours and the user's, off a terminal while something is written there."""
+    module = sys.modules.get("tqdm")
+    kind: Any = getattr(module, "tqdm", None)
+    if not getattr(kind, "_instances", None) or not stream.isatty():
+        return nullcontext()
+    taken_off: AbstractContextManager[Any] = kind.external_write_mode(file=stream)
+    return taken_off
 
 
 def rss() -> int:

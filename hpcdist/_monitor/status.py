@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from hpcdist._keeper.processes import stat_of
 from hpcdist._monitor import output
-from hpcdist._remote import calls
-from hpcdist._runtime.controls import STATUS
-from hpcdist._runtime.node import node
+from hpcdist._numbers import clock
+from hpcdist._public import public
+from hpcdist._runtime.node import Node
+from hpcdist._runtime.running import Runners
+from hpcdist._wire import messages
+from hpcdist._wire.messages import AskStatus, Condition
 
 _ANSWER = 2.0
 _began = time.time()
 
 
+@public
 @dataclass(frozen=True)
 class WorkerStatus:
     """One process of the cluster."""
@@ -34,6 +39,8 @@ class WorkerStatus:
     queued: int | None
     rss: int | None
     since: float
+    tags: tuple[str, ...] = ()
+    time_left: float | None = None
 
 
 class StatusTable(list[WorkerStatus]):
@@ -51,41 +58,78 @@ class StatusTable(list[WorkerStatus]):
 
     __str__ = __repr__
 
+    def _repr_html_(self) -> str:
+        names = [f.name for f in fields(WorkerStatus)]
+        return html_table(names, [[_shown(name, getattr(r, name)) for name in names] for r in self])
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write a table for notebooks.
+
+    >>> html_table(["pid", "state"], [[2, "<idle>"]])
+    '<table><tr><th>pid</th><th>state</th></tr><tr><td>2</td><td>&lt;idle&gt;</td></tr></table>'
+    """
+    import html
+
+    def line(kind: str, cells: Iterable[object]) -> str:
+        inner = "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in cells)
+        return f"<tr>{inner}</tr>"
+
+    lines = [line("th", heads), *(line("td", row) for row in rows)]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def without_answer(node: Node, pid: int) -> str:
+    """Say of a worker that does not answer whether it is stopped, if that can be seen from here."""
+    member = node.members.living.get(pid)
+    seen = node.machine.shares_memory and member is not None
+    if member is not None and seen and member.host == node.machine.hostname():
+        stat = stat_of(member.os_pid)
+        if stat is not None and stat.state in "Tt":
+            return "STOPPED"
+    return "unresponsive"
+
 
 def _shown(name: str, value: Any) -> str:
-    if value is None:
+    if value is None or value == ():
         return "-"
+    if name == "tags":
+        return ",".join(value)
     if name == "rss":
         return f"{value / 1e6:.0f} MB"
     if name == "since":
         return time.strftime("%H:%M:%S", time.localtime(value))
+    if name == "time_left":
+        return clock(value)
     return str(value)
 
 
-def table(records: dict[int, Any]) -> StatusTable:
+def table(node: Node, records: dict[int, Any]) -> StatusTable:
     """Ask every worker how it is."""
-    rows = StatusTable([_own()])
+    rows = StatusTable([_own(node)])
     asked = []
     for pid in sorted(node.members.living):
         try:
-            asked.append((pid, node.request(pid, STATUS, None)))
+            asked.append((pid, node.request(pid, AskStatus())))
         except Exception:  # it died this moment: then it is not listed
             continue
-    deadline = time.monotonic() + _ANSWER
+    deadline = node.machine.now() + _ANSWER
     for pid, slot in asked:
         member = node.members.living.get(pid)
         if member is None:
             continue
         running = queued = rss = None
-        state = "unresponsive"
         try:
-            node.wait(slot, max(0.0, deadline - time.monotonic()))
+            node.wait(slot, max(0.0, deadline - node.machine.now()))
             if slot.error is not None:
                 continue
-            running, queued, rss = pickle.loads(slot.value[1])
+            said, _ = messages.decode(Condition, slot.value[1])
+            running, queued, rss = said.running, said.queued, said.rss
             state = "busy" if running else "idle"
+            if pid in node.members.draining:
+                state = "DRAINING"
         except TimeoutError:
-            pass
+            state = without_answer(node, pid)
         record = records.get(pid)
         config = record.config if record is not None else None
         rows.append(
@@ -102,13 +146,15 @@ def table(records: dict[int, Any]) -> StatusTable:
                 queued,
                 rss,
                 record.since if record is not None else _began,
+                member.tags,
+                _left(node, pid),
             )
         )
     return rows
 
 
-def _own() -> WorkerStatus:
-    running, queued = calls.counts()
+def _own(node: Node) -> WorkerStatus:
+    running, queued = node.service(Runners).counts
     state = "busy" if running else "idle"
     return WorkerStatus(
         node.me,
@@ -123,4 +169,11 @@ def _own() -> WorkerStatus:
         queued,
         output.rss(),
         _began,
+        (),
+        _left(node, node.me),
     )
+
+
+def _left(node: Node, pid: int) -> float | None:
+    end = node.members.ends.get(pid)
+    return None if end is None else max(0.0, end.at - node.machine.time())

@@ -1,22 +1,19 @@
 """Cells: where a future's value lies, with its owner.
 
-A cell is set once, by the call it belongs to or by whoever puts first; whoever asked before is
-answered then.
+A cell is set once, by the call it belongs to or by the first `put`; that answers all earlier
+requests.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from hpcdist import _errors
-from hpcdist._runtime import references
-from hpcdist._runtime.controls import CANCEL, FETCH, PUT, READY, RUNNING
-from hpcdist._runtime.node import node, unpack_head
-from hpcdist._runtime.references import Parcel, outgoing
+from hpcdist._runtime.node import Mail, Node, Service, on
+from hpcdist._runtime.references import Entry, References
 from hpcdist._transport.router import Peer
-from hpcdist._wire import codec
+from hpcdist._wire import object_paths
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import (
     BODY_MAX,
@@ -28,35 +25,35 @@ from hpcdist._wire.frames import (
     OURS,
     REFS,
     RESULT,
-    Buffer,
     pack,
 )
+from hpcdist._wire.messages import AskReady, AskRunning, CancelCall, Fetch, RefId, SetFuture
 
 _head = HEAD.pack
 _PLAIN_MOST = 1024
 ONCE = "Future can be set only once"
-_lock = threading.Lock()  # guards the setting of cells
 
 
 class Cell:
     """The owner's side of a future."""
 
-    __slots__ = ("_payload", "asked", "body", "outcome")
+    __slots__ = ("_cells", "asked", "body", "outcome", "pickled")
 
-    def __init__(self, outcome: int = -1, body: Any = None) -> None:
+    def __init__(self, cells: Cells, outcome: int = -1, body: Any = None) -> None:
+        self._cells = cells
         self.outcome = outcome
         self.body = body  # OURS: the value itself; FAILED: the encoded error
-        self._payload: Payload | None = body if outcome == OK else None
+        self.pickled: Payload | None = body if outcome == OK else None
         self.asked: list[Callable[[], None]] | None = [] if outcome < 0 else None
 
     def set(self, outcome: int, body: Any) -> bool:
         """Set the value, once; tell whether this was the first time."""
-        with _lock:
+        with self._cells.lock:
             if self.outcome >= 0:
                 return False
             self.body = body
             if outcome == OK:
-                self._payload = body
+                self.pickled = body
             self.outcome = outcome
             asked, self.asked = self.asked, None
         for fn in asked or ():
@@ -65,7 +62,7 @@ class Cell:
 
     def when_set(self, fn: Callable[[], None]) -> None:
         """Call `fn` as soon as the value is there."""
-        with _lock:
+        with self._cells.lock:
             if self.asked is not None:
                 self.asked.append(fn)
                 return
@@ -73,109 +70,115 @@ class Cell:
 
     def payload(self) -> tuple[int, Payload]:
         """Give the outcome as something to send."""
-        if self._payload is None:
+        if self.pickled is None:
             if self.outcome == OURS:
                 try:
-                    self._payload = codec.dumps(self.body)
+                    self.pickled = object_paths.dumps(self.body, "the result")
                 except Exception as exc:
-                    return FAILED, Payload(_errors.encode_error(exc, node.me))
+                    return FAILED, Payload(_errors.encode_error(exc, self._cells.node.me))
             else:
-                self._payload = Payload(self.body or b"")
-        return OK if self.outcome == OURS else self.outcome, self._payload
+                self.pickled = Payload(self.body or b"")
+        return OK if self.outcome == OURS else self.outcome, self.pickled
 
 
-def cell_of(ref: tuple[int, int]) -> Cell:
-    """Find or make the cell of a future owned here."""
-    with references._lock:
-        entry = references.owned.get(ref)
-        if entry is None:
-            entry = references.owned[ref] = references.Entry()
-        if entry.value is None:
-            entry.value = Cell()
-        found: Cell = entry.value
-        return found
+class Cells(Service):
+    """The values of the futures that this process owns."""
 
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._references = node.service(References)
+        self.lock = node.machine.lock()  # guards the setting of cells
 
-def settle(pid: int, ident: int, outcome: int, body: Any) -> Cell:
-    """Set the cell of a call that `pid` made and that ended here; `pid` holds it."""
-    ref = (pid, ident)
-    if ref not in references.owned:  # as a rule nobody has asked for it yet
-        cell = Cell(outcome, body)
-        entry = references.Entry(cell, {pid: 1})
-        with references._lock:
-            if references.owned.setdefault(ref, entry) is entry:
-                return cell
-    cell = cell_of(ref)
-    references.count(ref, pid, 1)
-    cell.set(outcome, body)
-    return cell
+    def cell_of(self, ref: RefId) -> Cell:
+        """Find or make the cell of a future owned here."""
+        references = self._references
+        with references.lock:
+            entry = references.owned.get(ref)
+            if entry is None:
+                entry = references.owned[ref] = Entry()
+            if entry.value is None:
+                entry.value = Cell(self)
+            found: Cell = entry.value
+            return found
 
+    def settle(self, pid: int, ident: int, outcome: int, body: object) -> Cell:
+        """Set the cell of a call that `pid` made and that ended here; `pid` holds it."""
+        ref = (pid, ident)
+        references = self._references
+        if ref not in references.owned:  # as a rule nobody has asked for it yet
+            cell = Cell(self, outcome, body)
+            entry = Entry(cell, {pid: 1})
+            with references.lock:
+                if pid in self.node.members.gone:  # nobody will ask
+                    return cell
+                if references.owned.setdefault(ref, entry) is entry:
+                    return cell
+        cell = self.cell_of(ref)
+        references.count(ref, pid, 1)
+        cell.set(outcome, body)
+        return cell
 
-def send_outcome(peer: Peer, ident: int, outcome: int, payload: Payload, whole: bool) -> None:
-    """Answer with an outcome, and with the value unless it is large and was not asked for."""
-    small = payload.body
-    is_plain = len(small) <= _PLAIN_MOST and not payload.buffers and not payload.refs
-    if is_plain and peer.pid != node.me:
-        peer.post(_head(RESULT, outcome, 0, len(small), ident, 0) + small)
-        return
-    if not whole and outcome == OK and payload.nbytes > BODY_MAX:
-        node.reply(peer, ident, KEPT)
-        return
-    body, buffers, with_refs = outgoing(payload, peer.pid)
-    node.reply(peer, ident, outcome | (REFS if with_refs else 0), body, buffers)
+    def send_outcome(
+        self, peer: Peer, ident: int, outcome: int, payload: Payload, whole: bool
+    ) -> None:
+        """Answer with an outcome, and with the value unless it is large and was not asked for."""
+        small = payload.body
+        is_plain = len(small) <= _PLAIN_MOST and not payload.buffers and not payload.refs
+        if is_plain and peer.pid != self.node.me:
+            peer.post(_head(RESULT, outcome, 0, len(small), ident, 0) + small)
+            return
+        if not whole and outcome == OK and payload.nbytes > BODY_MAX:
+            self.node.reply(peer, ident, KEPT)
+            return
+        body, buffers, with_refs = self._references.outgoing(payload, peer.pid)
+        self.node.reply(peer, ident, outcome | (REFS if with_refs else 0), body, buffers)
 
+    # What others ask and tell
 
-# The owner's side of the controls.
+    @on(Fetch)
+    def _on_fetch(self, said: Fetch, mail: Mail) -> None:
+        cell = self.cell_of(said.ref)
 
+        def answer() -> None:
+            outcome, payload = cell.payload()
+            self.send_outcome(mail.peer, mail.ident, outcome, payload, said.whole)
+            self.node.progress.soon()
 
-@node.control(FETCH)
-def _on_fetch(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    (ref, whole), _ = unpack_head(body)
-    cell = cell_of(ref)
+        if cell.outcome == OURS and cell.pickled is None:
+            self.node.turns.background(answer)  # pickling somebody's object may take its time
+        else:
+            cell.when_set(answer)
 
-    def answer() -> None:
-        outcome, payload = cell.payload()
-        send_outcome(peer, ident, outcome, payload, whole)
-        node.progress.soon()
+    @on(AskReady)
+    def _on_ask_ready(self, said: AskReady, mail: Mail) -> None:
+        entry = self._references.owned.get(said.ref)
+        is_set = entry is not None and isinstance(entry.value, Cell) and entry.value.outcome >= 0
+        self.node.reply(mail.peer, mail.ident, OK, b"1" if is_set else b"")
 
-    if cell.outcome == OURS and cell._payload is None:
-        node.turns.background(answer)  # pickling somebody's object may take its time
-    else:
-        cell.when_set(answer)
+    @on(SetFuture)
+    def _on_set_future(self, said: SetFuture, mail: Mail) -> None:
+        value = self._references.arrived(mail.body, mail.buffers, said.with_refs)
+        if self.cell_of(said.ref).set(OK, value):
+            self.node.reply(mail.peer, mail.ident, OK)
+        else:
+            error = _errors.encode_error(RuntimeError(ONCE), self.node.me)
+            self.node.reply(mail.peer, mail.ident, FAILED, error)
 
+    @on(CancelCall)
+    def _on_cancel_call(self, said: CancelCall, mail: Mail) -> None:
+        node = self.node
+        whence, number = said.ref
+        caller = node.peers.get(whence)
+        if caller is None or not node.turns.withdraw(caller, number):
+            node.reply(mail.peer, mail.ident, OK, b"")
+            return
+        self.settle(whence, number, CANCELLED, b"")
+        caller.post(*pack(RESULT, CANCELLED, number, 0))
+        node.reply(mail.peer, mail.ident, OK, b"1")
 
-@node.control(READY)
-def _on_ready(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    ref, _ = unpack_head(body)
-    entry = references.owned.get(ref)
-    is_set = entry is not None and isinstance(entry.value, Cell) and entry.value.outcome >= 0
-    node.reply(peer, ident, OK, b"1" if is_set else b"")
-
-
-@node.control(PUT)
-def _on_put(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    (ref, with_refs), rest = unpack_head(body)
-    if cell_of(ref).set(OK, Parcel.of(rest, buffers, with_refs)):
-        node.reply(peer, ident, OK)
-    else:
-        node.reply(peer, ident, FAILED, _errors.encode_error(RuntimeError(ONCE), node.me))
-
-
-@node.control(CANCEL)
-def _on_cancel(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    (whence, number), _ = unpack_head(body)
-    caller = node.peers.get(whence)
-    if caller is None or not node.turns.withdraw(caller, number):
-        node.reply(peer, ident, OK, b"")
-        return
-    settle(whence, number, CANCELLED, b"")
-    caller.post(*pack(RESULT, CANCELLED, number, 0))
-    node.reply(peer, ident, OK, b"1")
-
-
-@node.control(RUNNING)
-def _on_running(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    (whence, number), _ = unpack_head(body)
-    caller = node.peers.get(whence)
-    queued = caller is not None and node.turns.is_queued(caller, number)
-    node.reply(peer, ident, OK, b"" if queued else b"1")
+    @on(AskRunning)
+    def _on_ask_running(self, said: AskRunning, mail: Mail) -> None:
+        whence, number = said.ref
+        caller = self.node.peers.get(whence)
+        queued = caller is not None and self.node.turns.is_queued(caller, number)
+        self.node.reply(mail.peer, mail.ident, OK, b"" if queued else b"1")

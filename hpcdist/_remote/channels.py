@@ -1,38 +1,70 @@
 """Channels: queues with a capacity, within a process and between processes.
 
 A `Channel` never blocks a thread by itself: an operation that cannot be done now is a `Waiter` in
-a queue, and whoever makes it possible completes it. So a remote take costs its owner an entry in
-a list, and withdrawing it (a timeout, Ctrl-C, a death) is taking the entry out.
+a queue, and the operation that makes it possible completes it. So a remote take costs its owner an
+entry in a list, and withdrawing it (a timeout, Ctrl-C, a death) is taking the entry out.
 """
 
 from __future__ import annotations
 
-import threading
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from hpcdist._errors import ChannelClosed
-from hpcdist._runtime.node import node
+from hpcdist._frames import brief, cut
+from hpcdist._hints import Hinting
+from hpcdist._public import public
+from hpcdist._runtime.node import here
 from hpcdist._transport.contracts import Slot
+from hpcdist._transport.interrupts import Section
 from hpcdist._wire import codec
 from hpcdist._wire.codec import Payload
 
-_CLOSED = object()
+CLOSED = object()  # in place of an item: there is none, and none will come
 
 
 class Waiter:
-    """An operation that waits for its moment. `done(value)` ends it, or `done(_CLOSED)`."""
+    """An operation that waits for its moment, and is then ended.
 
-    __slots__ = ("done", "item", "pid")
+    Args:
+        done: Called at its end with the number of the item that was taken (its place, should it
+            be given back; else 0) and the value, or `CLOSED`.
+        item: What is put.
+    """
 
-    def __init__(self, done: Callable[[Any], None], item: Any = None, pid: int = 0) -> None:
-        self.done = done
+    __slots__ = ("_done", "item", "number")
+
+    def __init__(self, done: Callable[[int, Any], None], item: Any = None) -> None:
+        self._done = done
         self.item = item
-        self.pid = pid
+        self.number = 0
+
+    def done(self, value: object) -> None:
+        """End it."""
+        self._done(self.number, value)
 
 
-class Channel:
+Ended = tuple[Waiter, object]  # one whose moment has come, and what it gets
+
+
+# What queues have, and how it is written here.
+ELSEWHERE = {
+    **dict.fromkeys(("get", "recv", "pop", "popleft"), "channel.take()"),
+    **dict.fromkeys(("send", "append"), "channel.put(x)"),
+    "get_nowait": "channel.take(timeout=0)",
+    "put_nowait": "channel.put(x, timeout=0)",
+    "peek": "channel.fetch()",
+    "qsize": "channel.isready() says whether there is an item; a local Channel has a len()",
+    "empty": "channel.isempty()",
+    "full": "channel.put(x, timeout=0) raises TimeoutError where there is no room",
+    **dict.fromkeys(("task_done", "join"), "channel.close(), which ends iteration"),
+}
+
+
+@public
+class Channel(Hinting):
     """A queue of limited size for the threads and calls of one process.
 
     Args:
@@ -46,12 +78,19 @@ class Channel:
         ('a', 1)
     """
 
+    _elsewhere = ELSEWHERE
+
     def __init__(self, size: int = 0) -> None:
+        self._node = here.node
+        self._node.admit()
         if size < 0:
             raise ValueError(f"a channel's size is 0 or more, not {size}")
         self.size = size
-        self._lock = threading.Lock()  # guards all below
+        self._interrupts = self._node.progress.interrupts
+        self._lock = self._node.machine.lock()  # guards all below
         self._items: deque[Any] = deque()
+        self._returned: list[tuple[int, Any]] = []  # a heap of items given back: before all others
+        self._taken = 0  # the number of the item that was taken last, given back ones apart
         self._takers: deque[Waiter] = deque()
         self._peekers: deque[Waiter] = deque()  # fetch and wait: they take nothing
         self._putters: deque[Waiter] = deque()
@@ -59,7 +98,7 @@ class Channel:
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
-        return f"<Channel of size {self.size}, {len(self._items)} items, {state}>"
+        return f"<Channel of size {self.size}, {len(self)} items, {state}>"
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -68,31 +107,32 @@ class Channel:
 
     # What everything else is made of. Each returns at once; `waiter.done` may be called at once.
 
-    def try_put(self, item: Any) -> bool:
-        """Put an item if that can be done at once and nobody waits; else do nothing."""
+    def try_put(self, item: object) -> bool:
+        """Put an item if there is room and no putter waits; else do nothing."""
         with self._lock:
-            if not self._open or self._takers or self._peekers or len(self._items) >= self.size:
+            if not self._open or self._takers or self._peekers or len(self) >= self.size:
                 return False
             self._items.append(item)
             return True
 
-    def try_take(self) -> tuple[Any] | None:
-        """Take the oldest item if there is one and nobody waits to put another."""
+    def try_take(self) -> tuple[int, Any] | None:
+        """Take the oldest item and its number if there is one and no putter waits."""
         with self._lock:
-            if not self._items or self._putters:
+            if not self._items or self._putters or self._returned:
                 return None
-            return (self._items.popleft(),)
+            self._taken += 1
+            return self._taken, self._items.popleft()
 
     def start_put(self, waiter: Waiter) -> None:
         """Put `waiter.item`, now or when there is room."""
-        ended: list[tuple[Waiter, Any]] = []
+        ended: list[Ended] = []
         with self._lock:
             if not self._open:
-                ended.append((waiter, _CLOSED))
+                ended.append((waiter, CLOSED))
             elif self._takers:
-                ended.append((self._takers.popleft(), waiter.item))
+                ended.append((self._numbered(self._takers.popleft()), waiter.item))
                 ended.append((waiter, None))
-            elif len(self._items) < self.size:
+            elif len(self) < self.size:
                 self._items.append(waiter.item)
                 ended.append((waiter, None))
                 ended.extend(self._shown(waiter.item))
@@ -103,29 +143,39 @@ class Channel:
 
     def start_take(self, waiter: Waiter) -> None:
         """Take the oldest item, now or when there is one."""
-        ended: list[tuple[Waiter, Any]] = []
+        ended: list[Ended] = []
         with self._lock:
-            if self._items:
-                ended.append((waiter, self._items.popleft()))
-                if self._putters:
-                    putter = self._putters.popleft()
-                    self._items.append(putter.item)
-                    ended.append((putter, None))
+            if self._returned:
+                waiter.number, item = heapq.heappop(self._returned)
+                ended.append((waiter, item))
+            elif self._items:
+                ended.append((self._numbered(waiter), self._items.popleft()))
             elif self._putters:
                 putter = self._putters.popleft()
-                ended.append((waiter, putter.item))
+                ended.append((self._numbered(waiter), putter.item))
                 ended.append((putter, None))
             elif not self._open:
-                ended.append((waiter, _CLOSED))
+                ended.append((waiter, CLOSED))
             else:
                 self._takers.append(waiter)
+            if self._putters and len(self) < self.size:
+                putter = self._putters.popleft()
+                self._items.append(putter.item)
+                ended.append((putter, None))
         _end(ended)
+
+    def _numbered(self, taker: Waiter) -> Waiter:
+        self._taken += 1
+        taker.number = self._taken
+        return taker
 
     def start_peek(self, waiter: Waiter) -> None:
         """Look at the oldest item without taking it, now or when there is one."""
-        value = _CLOSED
+        value = CLOSED
         with self._lock:
-            if self._items:
+            if self._returned:
+                value = self._returned[0][1]
+            elif self._items:
                 value = self._items[0]
             elif self._putters:
                 value = self._putters[0].item
@@ -134,7 +184,7 @@ class Channel:
                 return
         waiter.done(value)
 
-    def _shown(self, item: Any) -> list[tuple[Waiter, Any]]:
+    def _shown(self, item: object) -> list[Ended]:
         ended = [(peeker, item) for peeker in self._peekers]
         self._peekers.clear()
         return ended
@@ -148,69 +198,110 @@ class Channel:
                     return True
         return False
 
-    def withdraw_all(self, pid: int) -> None:
-        """Take back what a dead process was waiting for."""
-        with self._lock:
-            for queue in (self._takers, self._putters, self._peekers):
-                for waiter in [w for w in queue if w.pid == pid]:
-                    queue.remove(waiter)
-
-    def give_back(self, item: Any) -> None:
-        """Put an item back at the front: whoever took it never got it."""
-        ended: list[tuple[Waiter, Any]] = []
+    def give_back(self, number: int, item: object) -> None:
+        """Put an item back in its old place: its taker gave up."""
+        ended: list[Ended] = []
         with self._lock:
             if self._takers:
-                ended.append((self._takers.popleft(), item))
+                taker = self._takers.popleft()
+                taker.number = number
+                ended.append((taker, item))
             else:
-                self._items.appendleft(item)
+                heapq.heappush(self._returned, (number, item))
                 ended.extend(self._shown(item))
         _end(ended)
 
     # The operations
 
-    def put(self, value: Any, *, timeout: float | None = None) -> None:
+    def put(self, value: object, *, timeout: float | None = None) -> None:
         """Add an item; wait for room.
 
         Raises:
             ChannelClosed: The channel is closed, or was while we waited.
             TimeoutError: There was no room in time; nothing was added.
+            KeyboardInterrupt: Ctrl-C, or `interrupt()`; nothing was added. One that comes when the
+                item has been added is raised after `put` has returned.
         """
-        self._wait_for(self.start_put, value, timeout)
+        try:  # not @brief: CPython 3.11 looks for signals after a call with `*`
+            with self._interrupts.section() as section:
+                if not self.try_put(value):
+                    self._wait_for(section, self.start_put, value, timeout)
+                section.succeed()
+        except BaseException as exc:
+            cut(exc)
+            raise
 
     def take(self, *, timeout: float | None = None) -> Any:
-        """Remove and return the oldest item; wait for one."""
-        return _opened(self._wait_for(self.start_take, None, timeout))
+        """Remove and return the oldest item; wait for one.
 
+        An interrupt (Ctrl-C, `interrupt()`) loses nothing: the item goes back to its place.
+        """
+        try:  # not @brief: CPython 3.11 looks for signals after a call with `*`
+            with self._interrupts.section() as section:
+                taken = self.try_take()
+                if taken is None:
+                    taken = self._wait_for(section, self.start_take, None, timeout)
+                number, item = taken
+                try:
+                    value = section.openly(_opened, item) if isinstance(item, Payload) else item
+                    section.decide()
+                except BaseException:
+                    self.give_back(number, item)
+                    raise
+                return value
+        except BaseException as exc:
+            cut(exc)
+            raise
+
+    @brief
     def fetch(self, *, timeout: float | None = None) -> Any:
         """Return the oldest item without removing it; wait for one."""
-        return _opened(self._wait_for(self.start_peek, None, timeout))
+        with self._interrupts.section() as section:
+            _, item = self._wait_for(section, self.start_peek, None, timeout)
+        return _opened(item)
 
+    @brief
     def wait(self, *, timeout: float | None = None) -> None:
         """Wait until there is an item."""
-        self._wait_for(self.start_peek, None, timeout)
+        with self._interrupts.section() as section:
+            self._wait_for(section, self.start_peek, None, timeout)
 
-    def _wait_for(self, start: Callable[[Waiter], None], item: Any, timeout: float | None) -> Any:
+    def _wait_for(
+        self,
+        section: Section,
+        start: Callable[[Waiter], None],
+        item: object,
+        timeout: float | None,
+    ) -> tuple[int, Any]:
+        """Begin an operation and wait for its end; an error means that nothing was done.
+
+        Returns:
+            The number of the item that was taken, and the item.
+        """
+        node = self._node
         slot = Slot()
 
-        def done(value: Any) -> None:
-            slot.value = value
+        def done(number: int, value: object) -> None:
+            slot.value = (number, value)
             node.complete(slot)
 
         waiter = Waiter(done, item)
         start(waiter)
         try:
             node.wait(slot, timeout)
-        except BaseException:
-            taken = not self.withdraw(waiter) and slot.value is not _CLOSED
-            if taken and start == self.start_take:
-                self.give_back(slot.value)
-            raise
-        return _not_closed(slot.value)
+        except BaseException as exc:
+            if self.withdraw(waiter):
+                raise
+            node.wait_out(slot, section, exc)  # done, or just being done by another thread
+        number, value = slot.value
+        if value is CLOSED:
+            raise ChannelClosed
+        return number, value
 
     def isready(self) -> bool:
         """Tell whether there is an item now."""
         with self._lock:
-            return bool(self._items or self._putters)
+            return bool(self._items or self._returned or self._putters)
 
     def isempty(self) -> bool:
         """Tell whether there is no item now."""
@@ -221,16 +312,16 @@ class Channel:
         return self._open
 
     def close(self) -> None:
-        """Take no more items; those inside can still be taken, everybody who waits is told."""
+        """Take no more items; those inside can still be taken, and waiters get the error."""
         with self._lock:
             self._open = False
-            ended = [(w, _CLOSED) for w in (*self._takers, *self._putters, *self._peekers)]
+            ended = [(w, CLOSED) for w in (*self._takers, *self._putters, *self._peekers)]
             for queue in (self._takers, self._putters, self._peekers):
                 queue.clear()
         _end(ended)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items) + len(self._returned)
 
     def __bool__(self) -> bool:
         return True
@@ -244,18 +335,12 @@ class Channel:
             yield value
 
 
-def _end(ended: list[tuple[Waiter, Any]]) -> None:
+def _end(ended: list[Ended]) -> None:
     for waiter, value in ended:
         waiter.done(value)
 
 
-def _not_closed(value: Any) -> Any:
-    if value is _CLOSED:
-        raise ChannelClosed
-    return value
-
-
-def _opened(value: Any) -> Any:
+def _opened(value: object) -> Any:
     """Unpickle an item that came from another process, or that a remote channel keeps."""
     if isinstance(value, Payload):
         return codec.loads(value.body, value.buffers) if len(value.body) else None

@@ -1,25 +1,27 @@
 """Futures: one value, set once, fetched anywhere.
 
 A future's value lives with its owner, in a cell of the owner's table. The process that made the
-call is told as soon as it ends; a small value comes along, a large one when it is fetched.
+call gets word as soon as it ends; a small value comes along, a large one when it is fetched.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import pickle
+import copy
 import threading
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from hpcdist import _errors
 from hpcdist._errors import ProcessExitedException
-from hpcdist._remote.cells import ONCE, cell_of, settle
-from hpcdist._runtime import references
-from hpcdist._runtime.controls import CANCEL, FETCH, PUT, READY, RUNNING, SENT
-from hpcdist._runtime.node import node, pack_head
-from hpcdist._runtime.references import Parcel, Reference, outgoing
-from hpcdist._wire import codec
+from hpcdist._frames import brief, cut
+from hpcdist._hints import Hinting
+from hpcdist._public import public
+from hpcdist._remote.cells import ONCE, Cell, Cells
+from hpcdist._runtime.node import Node, Service
+from hpcdist._runtime.references import Reference, References, Value
+from hpcdist._transport.contracts import Slot, Waitable
+from hpcdist._wire import codec, object_paths
 from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import (
     CANCELLED,
@@ -29,13 +31,25 @@ from hpcdist._wire.frames import (
     OURS,
     OUTCOME,
     REFS,
+    Buffer,
 )
+from hpcdist._wire.messages import AskReady, AskRunning, CancelCall, Fetch, Sent, SetFuture
 
 _NOTHING = object()
-_lock = threading.Lock()  # guards the lazy parts of futures
 
 
-class Future(Reference, concurrent.futures.Future[Any]):
+# What others' futures have, and how it is written here.
+_ELSEWHERE = {
+    "get": "future.fetch(), or future.result()",
+    "take": "future.fetch(): a fetched value stays",
+    "join": "future.wait()",
+    "successful": "future.exception() is None",
+    "then": "future.add_done_callback(fn)",
+}
+
+
+@public
+class Future(Hinting, Reference, Waitable, concurrent.futures.Future[Value]):
     """The result of a call, on its way; or, made by hand, a value somebody will `put`.
 
     It is a `concurrent.futures.Future`, and it may be sent to any process.
@@ -47,10 +61,10 @@ class Future(Reference, concurrent.futures.Future[Any]):
         1024
     """
 
+    _elsewhere = _ELSEWHERE
+
     # Set in the class, not in __init__: 20,000 futures are made in a breath.
-    ready = False
-    latch: Any = None
-    error: BaseException | None = None
+    _futures: Futures  # of the process that has this handle
     value: Any = None  # what arrived: (flags, body, buffers)
     is_call = False
     _payload: Payload | None = None
@@ -62,32 +76,25 @@ class Future(Reference, concurrent.futures.Future[Any]):
     _subscribed = False
 
     def __init__(self, pid: int | None = None) -> None:
+        futures = self._futures = Futures.here()
+        node = futures.node
+        node.admit()
         self.whence = node.me
         self.where = node.me if pid is None else pid
         self.id = next(node.ids)
+        self._references = futures.references
         self._held = 1
         if self.where == node.me:
-            cell_of(self.key)
-            references.count(self.key, node.me, 1)
+            futures.cells.cell_of(self.key)
+            self._references.count(self.key, node.me, 1)
         else:
             peer = node.peer(self.where)
-            peer.control(SENT, 0, pickle.dumps((self.whence, self.id, node.me), 5))
+            peer.send(Sent(self.whence, self.id, node.me))
 
     @classmethod
-    def _of_call(cls, where: int, ident: int) -> Future:
-        """Make the future of a call this process is about to make."""
-        self: Future = cls.__new__(cls)
-        self.where = where
-        self.whence = node.me
-        self.id = ident
-        self.is_call = True
-        self._subscribed = True
-        self._held = 1
-        return self
-
-    @classmethod
-    def _received(cls, where: int, whence: int, ident: int, facts: Any) -> Future:
-        self: Future = cls.__new__(cls)
+    def _received(cls, where: int, whence: int, ident: int, facts: Any) -> Future[Value]:
+        self: Future[Value] = cls.__new__(cls)
+        self._futures = Futures.here()
         self.where, self.whence, self.id, self.is_call = where, whence, ident, facts
         return self
 
@@ -114,12 +121,13 @@ class Future(Reference, concurrent.futures.Future[Any]):
         """Ask the owner, once, to tell when the value is there."""
         if self._subscribed or self.ready or self._cached is not _NOTHING:
             return
-        with _lock:
+        with self._futures.lock:
             if self._subscribed:
                 return
             self._subscribed = True
+        node = self._futures.node
         if self.where == node.me:
-            cell_of(self.key).when_set(self._set_here)
+            self._cell.when_set(self._set_here)
             return
         ident = next(node.ids)
         node.pending[ident] = self
@@ -130,24 +138,29 @@ class Future(Reference, concurrent.futures.Future[Any]):
             self.error = exc
             node.complete(self)
             return
-        peer.control(FETCH, ident, pack_head((self.key, False)))
+        peer.send(Fetch(self.key, False), ident)
         peer.hurry()
 
+    @property
+    def _cell(self) -> Cell:
+        """Where the value lies, if this process owns it."""
+        return self._futures.cells.cell_of(self.key)
+
     def _set_here(self) -> None:
-        cell = cell_of(self.key)
+        cell = self._cell
         if cell.outcome == OK:  # put from elsewhere: still pickled
-            self.value = (OK, cell._payload, ())
+            self.value = (OK, cell.pickled, ())
         else:
             self.value = (cell.outcome, cell.body, ())
-        node.complete(self)
+        self._futures.node.complete(self)
 
     def _arrive(self, timeout: float | None) -> None:
         if not self.ready:
             self._subscribe()
-            node.wait(self, timeout)
+            self._futures.node.wait(self, timeout)
 
     def arrived(self) -> None:
-        """Tell whoever watches. Called by the driver once the future is ready."""
+        """Notify the watchers. The driver calls it once the future is ready."""
         hooks = self._hooks
         if hooks:
             self._hooks = None
@@ -170,7 +183,7 @@ class Future(Reference, concurrent.futures.Future[Any]):
             else:
                 watcher.add_result(self)
         if callbacks:
-            node.turns.background(lambda: self._call_back(callbacks))
+            self._futures.node.turns.background(lambda: self._call_back(callbacks))
 
     def _call_back(self, callbacks: Sequence[Callable[[Any], Any]]) -> None:
         for fn in callbacks:
@@ -180,36 +193,47 @@ class Future(Reference, concurrent.futures.Future[Any]):
                 concurrent.futures._base.LOGGER.exception("exception calling callback for %r", self)
 
     def _outcome(self) -> int:
-        """How the call ended; of no meaning before it did."""
+        """Return how the call ended; without meaning before it has."""
         return (self.value[0] & OUTCOME) if self.value is not None else FAILED
 
     def _lost(self) -> BaseException | None:
-        """The error of a value that went with its owner."""
-        if self._cached is _NOTHING and self.where in node.members.gone:
-            return node.members.death(self.where)
+        """Return the error of a value that went with its owner."""
+        members = self._futures.node.members
+        if self._cached is _NOTHING and self.where in members.gone:
+            return members.death(self.where)
         return None
 
     # Taking the value
 
-    def fetch(self, timeout: float | None = None) -> Any:
+    def fetch(self, timeout: float | None = None) -> Value:
         """Wait for the value and return it; later calls return the same object."""
-        cached = self._cached
+        cached: Value = self._cached
         if cached is not _NOTHING:
             return cached
-        self._arrive(timeout)
-        return self._take()
+        try:
+            # What has come is kept before an interrupt.
+            with self._futures.interrupts.section():
+                self._arrive(timeout)
+                return self._take()
+        except BaseException as exc:
+            cut(exc)
+            raise
 
     result = fetch
 
-    def _take(self) -> Any:
-        cached = self._cached
+    def _take(self) -> Value:
+        cached: Value = self._cached
         if cached is not _NOTHING:
             return cached
         if self.error is not None:
             raise _copied(self.error)
-        lost = self._lost()
-        if lost is not None:
-            raise lost
+        if self.where in self._futures.node.members.gone:  # it went with its owner
+            lost = self._lost()
+            try:
+                if lost is not None:
+                    raise lost
+            finally:
+                del lost  # this frame is one of its traceback
         flags, body, buffers = self.value
         outcome = flags & OUTCOME
         if outcome == OURS:
@@ -225,8 +249,10 @@ class Future(Reference, concurrent.futures.Future[Any]):
         elif not len(body):
             return self._keep(None)
         else:
-            with _lock:
-                parcel = self._payload or Parcel.of(body, buffers, bool(flags & REFS))
+            with self._futures.lock:
+                parcel = self._payload or self._references.arrived(
+                    body, buffers, bool(flags & REFS)
+                )
                 if flags & REFS:
                     self._payload = parcel
         return self._keep(codec.loads(parcel.body, parcel.buffers))
@@ -239,7 +265,7 @@ class Future(Reference, concurrent.futures.Future[Any]):
     def raw(self) -> Any:
         """Return what came, not yet unpickled: a payload; or a function that returns the value.
 
-        For whoever keeps results for others: they let go of the value when they like.
+        For an owner that keeps results for others: they let go of the value when they like.
         """
         if self._cached is not _NOTHING:
             value = self._cached
@@ -251,32 +277,48 @@ class Future(Reference, concurrent.futures.Future[Any]):
             flags, body, buffers = self._ask_for_all()
         if isinstance(body, Payload):
             return body
-        return Parcel.of(body, buffers, bool(flags & REFS)) if len(body) else lambda: None
+        return (
+            self._references.arrived(body, buffers, bool(flags & REFS))
+            if len(body)
+            else lambda: None
+        )
+
+    def _asked(
+        self, message: NamedTuple, body: bytes = b"", buffers: Sequence[Buffer] = ()
+    ) -> Slot:
+        """Ask the owner, and wait for the answer."""
+        node = self._futures.node
+        slot = node.request(self.where, message, body, buffers)
+        node.wait(slot)
+        return slot
 
     def _ask_for_all(self) -> Any:
-        slot = node.request(self.where, FETCH, (self.key, True))
-        node.wait(slot)
+        slot = self._asked(Fetch(self.key, True))
         if slot.error is not None:
-            raise slot.error
+            raise slot.failure()
         if slot.value[0] & OUTCOME == FAILED:
             raise _errors.decode_error(bytes(slot.value[1]))
         return slot.value
 
-    def _keep(self, value: Any) -> Any:
-        value = self.__dict__.setdefault("_cached", value)
+    def _keep(self, value: Any) -> Value:
+        kept: Value = self.__dict__.setdefault("_cached", value)
         self.value = (OURS, None, ())
         self._payload = None
         if self._held:
             self._let_go()
-        return value
+        return kept
 
-    def wait(self, timeout: float | None = None) -> Future:
+    @brief
+    def wait(self, timeout: float | None = None) -> Self:
         """Wait for the value without fetching it; raise if the call failed."""
         if self._cached is _NOTHING:
             self._arrive(timeout)
             problem = self._problem()
             if problem is not None:
-                raise problem
+                try:
+                    raise problem
+                finally:
+                    del problem  # this frame is one of its traceback
         return self
 
     def _problem(self) -> BaseException | None:
@@ -291,6 +333,7 @@ class Future(Reference, concurrent.futures.Future[Any]):
             return _errors.decode_error(bytes(self.value[1]))
         return self._lost()
 
+    @brief
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the call to end and return its error, or None."""
         if self._cached is _NOTHING:
@@ -303,20 +346,22 @@ class Future(Reference, concurrent.futures.Future[Any]):
             return True
         lost = self._lost()
         if lost is not None:
-            raise lost
+            try:
+                raise lost
+            finally:
+                del lost  # this frame is one of its traceback
         if self.ready:
             return True
-        if self.where == node.me:
-            return cell_of(self.key).outcome >= 0 or self.ready
-        slot = node.request(self.where, READY, self.key)
-        node.wait(slot)
+        if self.where == self._futures.node.me:
+            return self._cell.outcome >= 0 or self.ready
+        slot = self._asked(AskReady(self.key))
         if slot.error is not None:
-            raise slot.error
+            raise slot.failure()
         return bool(self.ready or slot.value[1])
 
     # Setting it
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Value) -> None:
         """Set the value, once."""
         if self.is_call:
             if self.done():
@@ -324,27 +369,28 @@ class Future(Reference, concurrent.futures.Future[Any]):
             raise RuntimeError("the call this Future belongs to sets it")
         if self._cached is not _NOTHING or self.ready:
             raise RuntimeError(ONCE)
-        if self.where == node.me:
-            if not cell_of(self.key).set(OURS, value):
+        if self.where == self._futures.node.me:
+            if not self._cell.set(OURS, value):
                 raise RuntimeError(ONCE)
             self._keep_put(value)
             return
-        body, buffers, with_refs = outgoing(codec.dumps(value), self.where)
-        slot = node.request(self.where, PUT, (self.key, with_refs), body, buffers)
-        node.wait(slot)
+        body, buffers, with_refs = self._references.outgoing(
+            object_paths.dumps(value, "the value"), self.where
+        )
+        slot = self._asked(SetFuture(self.key, with_refs), body, buffers)
         if slot.error is not None:
-            raise slot.error
+            raise slot.failure()
         if slot.value[0] == FAILED:
             raise _errors.decode_error(bytes(slot.value[1]))
         self._keep_put(value)
 
-    def _keep_put(self, value: Any) -> None:
+    def _keep_put(self, value: object) -> None:
         self.__dict__.setdefault("_cached", value)
         self.value = (OURS, None, ())
         if not self.ready:
-            node.complete(self)
+            self._futures.node.complete(self)
 
-    def set_result(self, result: Any) -> None:
+    def set_result(self, result: Value) -> None:
         """Set the value: `put` by the standard library's name."""
         self.put(result)
 
@@ -352,7 +398,8 @@ class Future(Reference, concurrent.futures.Future[Any]):
 
     def done(self) -> bool:
         """Tell whether the call has ended, or its process."""
-        if self.ready or self._cached is not _NOTHING or self.where in node.members.gone:
+        gone = self._futures.node.members.gone
+        if self.ready or self._cached is not _NOTHING or self.where in gone:
             return True
         if self._subscribed:
             return bool(self.ready)
@@ -367,10 +414,10 @@ class Future(Reference, concurrent.futures.Future[Any]):
         """Ask the owner whether the call has started and not ended."""
         if self.done() or not self.is_call:
             return False
+        node = self._futures.node
         if self.where == node.me:
             return not node.turns.is_queued(None, self.id)
-        slot = node.request(self.where, RUNNING, self.key)
-        node.wait(slot)
+        slot = self._asked(AskRunning(self.key))
         return slot.error is None and bool(slot.value[1]) and not self.ready
 
     def cancel(self) -> bool:
@@ -379,13 +426,15 @@ class Future(Reference, concurrent.futures.Future[Any]):
             return True
         if self.done() or not self.is_call:
             return False
+        node = self._futures.node
         if self.where == node.me:
             if not node.turns.withdraw(None, self.id):
                 return False
-            settle(self.whence, self.id, CANCELLED, b"")
+            self._futures.cells.settle(self.whence, self.id, CANCELLED, b"")
+            self.value = (CANCELLED, b"", ())
+            node.complete(self)
             return True
-        slot = node.request(self.where, CANCEL, self.key)
-        node.wait(slot)
+        slot = self._asked(CancelCall(self.key))
         if slot.error is not None or not slot.value[1]:
             return self.cancelled()
         if self.whence == node.me:
@@ -402,7 +451,7 @@ class Future(Reference, concurrent.futures.Future[Any]):
                 return
         self._call_back([fn])
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, Value]:
         import asyncio
 
         if not (self.ready or self._cached is not _NOTHING):
@@ -413,13 +462,13 @@ class Future(Reference, concurrent.futures.Future[Any]):
                 if not waiter.done():
                     waiter.set_result(None)
 
-            def tell() -> None:
+            def wake_loop() -> None:
                 try:
                     loop.call_soon_threadsafe(finish)
-                except RuntimeError:  # the loop has been closed: nobody waits any more
+                except RuntimeError:  # the loop has been closed: nothing waits any more
                     pass
 
-            if self._hook(tell):
+            if self._hook(wake_loop):
                 yield from waiter
         return self.fetch()
 
@@ -433,10 +482,11 @@ class Future(Reference, concurrent.futures.Future[Any]):
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
+        node = self._futures.node
         if self._cond is None:
-            with _lock:
+            with self._futures.lock:
                 if self._cond is None:
-                    self._cond = threading.Condition()
+                    self._cond = node.machine.condition()
         self._subscribe()
         if not self.ready and self._cached is _NOTHING:
             lost = self._lost()
@@ -446,6 +496,9 @@ class Future(Reference, concurrent.futures.Future[Any]):
             node.start()
             node.progress.nudge()
         return self._cond
+
+    def _get_snapshot(self) -> Snapshot:
+        return snapshot_of(self)
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
@@ -460,25 +513,70 @@ class Future(Reference, concurrent.futures.Future[Any]):
         return "FINISHED" if self.ready or self._cached is not _NOTHING else "PENDING"
 
 
+class Futures(Service):
+    """What the futures of one process share."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.references = node.service(References)
+        self.cells = node.service(Cells)
+        self.interrupts = node.progress.interrupts
+        self.lock = node.machine.lock()  # guards the lazy parts of futures
+
+    def of_call(self, where: int, ident: int, called: str) -> Future[Any]:
+        """Make the future of a call this process is about to make."""
+        future: Future[Any] = Future.__new__(Future)
+        future._futures = self
+        future._references = self.references
+        future.where = where
+        future.whence = self.node.me
+        future.id = ident
+        future.is_call = True
+        future._subscribed = True
+        future._held = 1
+        future.called = called
+        return future
+
+    def fail(self, future: Future[Any], error: BaseException) -> None:
+        """Set an error in place of the value, which is owned here."""
+        future.error = error
+        self.cells.cell_of(future.key).set(FAILED, _errors.encode_error(error, self.node.me))
+        if not future.ready:
+            self.node.complete(future)
+
+
+Snapshot = tuple[bool, bool, Any, BaseException | None]
+
+
+def snapshot_of(future: concurrent.futures.Future[Any]) -> Snapshot:
+    """Tell what asyncio asks of a future since Python 3.14: is it done, cancelled; value, error."""
+    if not future.done() or future.cancelled():
+        return future.done(), future.cancelled(), None, None
+    try:
+        return True, False, future.result(), None
+    except Exception as exc:
+        return True, False, None, exc
+
+
 def _copied(error: BaseException) -> BaseException:
-    """Raise a kept error anew: the traceback of one raising must not grow with the next."""
+    """Copy a kept error, to be raised: its frames hold the future, and must not grow in number."""
     if isinstance(error, ProcessExitedException):
-        return ProcessExitedException(error.pid, error.why, error.host, error.stderr)
-    return error
+        return error.copy()
+    return copy.copy(error)
 
 
-def _future(where: int, whence: int, ident: int, is_call: bool) -> Future:
+def _future(where: int, whence: int, ident: int, is_call: bool) -> Future[Any]:
     """Unpickle a future."""
-    found: Future = references.handle(Future, where, whence, ident, is_call)
+    found: Future[Any] = References.here().handle(Future, where, whence, ident, is_call)
     return found
 
 
-def _fetched(where: int, whence: int, ident: int, is_call: bool, value: Any) -> Future:
+def _fetched(where: int, whence: int, ident: int, is_call: bool, value: object) -> Future[Any]:
     """Unpickle a future that travels with its value."""
     found = _future(where, whence, ident, is_call)
     if found._cached is _NOTHING:
         found.__dict__.setdefault("_cached", value)
         if not found.ready:
             found.value = (OURS, None, ())
-            node.complete(found)
+            found._futures.node.complete(found)
     return found

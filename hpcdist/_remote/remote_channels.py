@@ -1,45 +1,45 @@
-"""Remote channels: a channel on one process, used from any.
-
-The owner serves built-in channels on its progress side, so they work while a user's function
-hogs the process; items stay pickled there. A backing of the user's own runs its operations as
-calls on threads that take no turn, since one of them may block until another one comes.
-"""
+"""Remote channels: a channel on one process, used from any. How it is served: `channel_owners`."""
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Self
 
 from hpcdist import _errors
 from hpcdist._errors import ChannelClosed, HpcdistError
-from hpcdist._remote.calls import remotecall_fetch
-from hpcdist._remote.channels import _CLOSED, Channel, Waiter
-from hpcdist._runtime import references
-from hpcdist._runtime.controls import (
-    ACKNOWLEDGE,
-    FREE,
-    GIVE_BACK,
-    OPERATE,
-    PUT_ITEM,
-    TAKE_ITEM,
-    WITHDRAW,
+from hpcdist._frames import brief, cut
+from hpcdist._hints import Hinting
+from hpcdist._public import public
+from hpcdist._remote.calls import Calls
+from hpcdist._remote.channel_owners import (
+    BLOCKING,
+    CLOSED,
+    NO_ARGUMENTS,
+    NO_LIMIT,
+    NO_SUCH,
+    PLAIN,
+    QUICK,
+    SHORT,
+    TIMED_OUT,
+    OwnedChannels,
+    make,
 )
-from hpcdist._runtime.node import node, pack_head, unpack_head
-from hpcdist._runtime.references import Parcel, Reference, outgoing
+from hpcdist._remote.channels import ELSEWHERE, Channel
+from hpcdist._runtime.node import here
+from hpcdist._runtime.references import Reference, References, Value
 from hpcdist._transport.contracts import Slot
+from hpcdist._transport.interrupts import Section
 from hpcdist._transport.router import Peer
-from hpcdist._wire import codec
+from hpcdist._wire import codec, object_paths
 from hpcdist._wire.codec import Payload
-from hpcdist._wire.frames import CONTROL, FAILED, HEAD, OK, OUTCOME, REFS, RESULT, Buffer
-
-CLOSED, TIMED_OUT, NO_SUCH = 6, 7, 8  # outcomes of channel operations, beside OK and FAILED
-_QUICK = {"isready", "isempty", "isopen", "close", "__len__"}
+from hpcdist._wire.frames import CONTROL, HEAD, OK, OUTCOME, REFS, Body
+from hpcdist._wire.messages import PUT_ITEM, TAKE_ITEM, Free, Operate, Withdraw
 
 
-class RemoteChannel(Reference):
+@public
+class RemoteChannel(Hinting, Reference, Generic[Value]):
     """A channel that lives on one process and can be used from any.
 
     Args:
@@ -54,11 +54,18 @@ class RemoteChannel(Reference):
         [1, 2]
     """
 
+    _elsewhere = ELSEWHERE
+    _channels: OwnedChannels  # of the process that has this handle
     _freed = False
 
+    @brief
     def __init__(
         self, factory: Callable[[], Any] | int | None = None, pid: int | None = None
     ) -> None:
+        self._channels = OwnedChannels.here()
+        self._references = self._channels.references
+        node = self._channels.node
+        node.admit()
         self.whence = node.me
         self.where = node.me if pid is None else int(pid)
         self.id = next(node.ids)
@@ -66,16 +73,37 @@ class RemoteChannel(Reference):
             factory = 1
         if self.where != node.me:
             node.peer(self.where)
-            remotecall_fetch(_make, self.where, self.key, node.me, factory)
-        elif callable(factory):
-            remotecall_fetch(_make, self.where, self.key, node.me, factory)
+        if self.where != node.me or callable(factory):
+            self._have_made(node.service(Calls), (self.key, node.me, factory))
         else:
-            _make(self.key, node.me, factory)
+            with node.progress.interrupts.section():
+                self._channels.make(self.key, node.me, factory)
+                self._held = 1
         self._held = 1
 
+    def _have_made(self, calls: Calls, arguments: tuple[object, ...]) -> None:
+        """Have the owner make the channel; an interrupt lets go of what it makes all the same."""
+        node = self._channels.node
+        slot = _Making(self.where)
+        with node.progress.interrupts.section():  # or nobody could tell whether it was sent
+            calls.ask(slot, make, self.where, arguments)
+            try:
+                node.wait(slot)
+            except KeyboardInterrupt:
+                slot.abandoned = self
+                if slot.ready:
+                    slot.arrived()
+                raise
+            if slot.error is None and slot.value[0] & OUTCOME == OK:
+                self._held = 1  # here: an interrupt may be raised at the section's end
+        if slot.error is not None:
+            raise slot.failure()
+        calls.result_of(*slot.value)
+
     @classmethod
-    def _received(cls, where: int, whence: int, ident: int, facts: Any) -> RemoteChannel:
+    def _received(cls, where: int, whence: int, ident: int, facts: object) -> RemoteChannel[Value]:
         self = cls.__new__(cls)
+        self._channels = OwnedChannels.here()
         self.where, self.whence, self.id = where, whence, ident
         return self
 
@@ -97,36 +125,49 @@ class RemoteChannel(Reference):
 
     # The operations
 
-    def put(self, value: Any, *key: Any, timeout: float | None = None) -> None:
+    def put(self, value: Value, *key: object, timeout: float | None = None) -> None:
         """Add an item; wait for room."""
-        if key or self._freed or self.where == node.me:
-            self._operate("put", (value, *key), timeout)
-            return
-        body = pickle.dumps(value, 5) if type(value) in _NUMBERS else None
-        if body is None or len(body) > _SHORT:  # some numbers have a million digits
-            payload = codec.dumps(value)
-            if payload.refs or payload.buffers or len(payload.body) > _SHORT:
-                self._ask("put", True, payload.own(), timeout)
+        try:  # not @brief: CPython 3.11 looks for signals after a call with `*`
+            if key or self._freed or self.where == self._channels.node.me:
+                self._operate("put", (value, *key), timeout)
                 return
-            body = payload.body
-        self._ask_shortly("put", PUT_ITEM, body, timeout)
+            body = pickle.dumps(value, 5) if type(value) in _NUMBERS else None
+            if body is None or len(body) > SHORT:  # some numbers have a million digits
+                payload = object_paths.dumps(value, "the item")
+                if payload.refs or payload.buffers or len(payload.body) > SHORT:
+                    self._ask("put", True, payload.own(), timeout)
+                    return
+                body = payload.body
+            self._ask_shortly("put", PUT_ITEM, body, timeout)
+        except BaseException as exc:
+            cut(exc)
+            raise
 
-    def take(self, *key: Any, timeout: float | None = None) -> Any:
+    def take(self, *key: object, timeout: float | None = None) -> Value:
         """Remove and return the oldest item; wait for one."""
-        if key or self._freed or self.where == node.me:
-            return self._operate("take", key, timeout)
-        return self._ask_shortly("take", TAKE_ITEM, b"", timeout)
+        try:  # not @brief: CPython 3.11 looks for signals after a call with `*`
+            if key or self._freed or self.where == self._channels.node.me:
+                item: Value = self._operate("take", key, timeout)
+            else:
+                item = self._ask_shortly("take", TAKE_ITEM, b"", timeout)
+            return item
+        except BaseException as exc:
+            cut(exc)
+            raise
 
-    def fetch(self, *key: Any, timeout: float | None = None) -> Any:
+    @brief
+    def fetch(self, *key: object, timeout: float | None = None) -> Value:
         """Return the oldest item without removing it; wait for one."""
-        return self._operate("fetch", key, timeout)
+        item: Value = self._operate("fetch", key, timeout)
+        return item
 
-    def wait(self, *key: Any, timeout: float | None = None) -> RemoteChannel:
+    @brief
+    def wait(self, *key: object, timeout: float | None = None) -> Self:
         """Wait until there is an item."""
         self._operate("wait", key, timeout)
         return self
 
-    def isready(self, *key: Any) -> bool:
+    def isready(self, *key: object) -> bool:
         """Tell whether there is an item now."""
         return bool(self._operate("isready", key, None))
 
@@ -148,7 +189,7 @@ class RemoteChannel(Reference):
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Value]:
         while True:
             try:
                 value = self.take()
@@ -157,400 +198,258 @@ class RemoteChannel(Reference):
             yield value
 
     def free(self) -> None:
-        """Free the channel at its owner now, whoever else holds a reference."""
+        """Free the channel at its owner now, even if others hold a reference."""
         if self._freed:
             return
-        self._freed = True
-        self._held = 0
-        if self.where == node.me:
-            references.free(self.key)
-        elif self.where not in node.members.gone:
-            node.wait(node.request(self.where, FREE, self.key))
+        node = self._channels.node
+        with node.progress.interrupts.section():  # once it says so, its owner is told
+            self._freed = True
+            self._held = 0
+            if self.where == node.me:
+                self._references.free(self.key, self.where)
+            elif self.where not in node.members.gone:
+                node.wait(node.request(self.where, Free(self.key)))
 
-    def __enter__(self) -> RemoteChannel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.free()
 
-    def _operate(self, name: str, args: tuple[Any, ...], timeout: float | None) -> Any:
+    def _operate(self, name: str, args: tuple[object, ...], timeout: float | None) -> Any:
         if self._freed:
             raise HpcdistError(_USED)
-        if self.where == node.me:
+        if self.where == self._channels.node.me:
             return self._operate_here(name, args, timeout)
-        payload = codec.dumps(args).own() if args else _NO_ARGUMENTS
-        return self._ask(name, name in _QUICK or not args, payload, timeout)
+        payload = object_paths.dumps(args, "the arguments").own() if args else NO_ARGUMENTS
+        return self._ask(name, name in QUICK or not args, payload, timeout)
 
     def _ask(self, name: str, builtin: bool, payload: Payload, timeout: float | None) -> Any:
         """Have the owner do an operation."""
-        peer = node.peer(self.where)
-        body, buffers, with_refs = outgoing(payload, self.where)
-        head = pack_head((self.key, name, builtin, with_refs, timeout), body)
-        slot = Slot(self.where)
-        ident = next(node.ids)
-        node.pending[ident] = slot
-        peer.control(OPERATE, ident, head, buffers)
-        node.progress.flush()
-        return self._outcome(name, peer, ident, slot, timeout)
+        node = self._channels.node
+        with node.progress.interrupts.section() as section:
+            peer = node.peer(self.where)
+            body, buffers, with_refs = self._references.outgoing(payload, self.where)
+            slot = Slot(self.where)
+            ident = next(node.ids)
+            node.pending[ident] = slot
+            operate = Operate(self.key, name, builtin, with_refs, timeout)
+            peer.send(operate, ident, body, buffers)
+            node.progress.flush()
+            return self._outcome(section, name, peer, ident, slot, timeout)
 
     def _ask_shortly(self, name: str, op: int, body: bytes, timeout: float | None) -> Any:
         """Have the owner do a plain put or take: one small message each way."""
-        peer = node.peer(self.where)
-        size = _PLAIN_SIZE + len(body)
-        limit = _NO_LIMIT if timeout is None else max(timeout, 0.0)
-        slot = Slot(self.where)
-        ident = next(node.ids)
-        node.pending[ident] = slot
-        head = _HEAD_PLAIN.pack(CONTROL, 0, 0, size, ident, op, self.whence, self.id, limit)
-        peer.dispatch(head + body)
-        return self._outcome(name, peer, ident, slot, timeout)
+        node = self._channels.node
+        with node.progress.interrupts.section() as section:
+            peer = node.peer(self.where)
+            size = PLAIN.size + len(body)
+            limit = NO_LIMIT if timeout is None else max(timeout, 0.0)
+            slot = Slot(self.where)
+            ident = next(node.ids)
+            node.pending[ident] = slot
+            head = _HEAD_PLAIN.pack(CONTROL, 0, 0, size, ident, op, self.whence, self.id, limit)
+            peer.dispatch(head + body)
+            return self._outcome(section, name, peer, ident, slot, timeout)
 
-    def _outcome(self, name: str, peer: Peer, ident: int, slot: Slot, timeout: float | None) -> Any:
-        """Wait for the outcome of an operation."""
+    def _outcome(
+        self,
+        section: Section,
+        name: str,
+        peer: Peer,
+        ident: int,
+        slot: Slot,
+        timeout: float | None,
+    ) -> Any:
+        """Wait for the outcome of an operation, in a section that began before it was sent."""
         if not peer.alive:
-            node.fail(ident, slot)
+            self._channels.node.fail(ident, slot)
+        value = ended = None
         try:
-            if timeout is None:
-                node.wait(slot)
-                ended = True
-            else:
-                ended = self._wait_for(name, ident, slot, timeout)
-            if ended and name == "take":
-                peer.acknowledge(ident)
-        except BaseException:
-            self._abandon(peer, ident, slot)
+            ended = self._wait_for(name, ident, slot, timeout)
+            if ended and slot.error is None and slot.value[0] & OUTCOME == OK:
+                value = self._item(section, slot)
+            section.decide()
+        except BaseException as exc:
+            if name == "put" and isinstance(exc, KeyboardInterrupt):
+                self._take_back_put(section, peer, ident, slot)
+                return None
+            if ended is not False:
+                self._abandon(section, peer, ident, slot, exc)
             raise
         if not ended:
             raise TimeoutError
+        if name == "take":
+            peer.acknowledge(ident)
         if slot.error is not None:
-            raise slot.error
-        flags, body, buffers = slot.value
-        if flags == OK:
-            return codec.loads(body, buffers) if len(body) else None
-        return _unusual(flags, body, buffers)
+            raise slot.failure()
+        flags, body, _ = slot.value
+        if flags & OUTCOME != OK:
+            raise _failure(flags & OUTCOME, body)
+        return value
 
-    def _wait_for(self, name: str, ident: int, slot: Slot, timeout: float) -> bool:
+    def _wait_for(self, name: str, ident: int, slot: Slot, timeout: float | None) -> bool:
         """Wait for the end of an operation; tell whether it came, or the time was over first."""
+        node = self._channels.node
         try:
             node.wait(slot, timeout)
         except TimeoutError:
-            if self._withdraw(name, ident):
+            if self._withdraw(ident, None if name == "put" else _GRACE):
                 return False
             node.wait(slot)
         return True
 
-    def _withdraw(self, name: str, ident: int) -> bool:
+    def _withdraw(self, ident: int, limit: float | None) -> bool:
         """Take an operation back whose time is over; tell whether that came before its end.
 
         The owner knows. Whether an item was put, nobody else can say; an item taken late is given
         back, so that for all else an owner that is stuck need not be waited for.
         """
-        word = node.request(self.where, WITHDRAW, ident)
+        node = self._channels.node
+        word = node.request(self.where, Withdraw(ident))
         try:
-            node.wait(word, None if name == "put" else _GRACE)
+            node.wait(word, limit)
         except TimeoutError:
             return node.pending.pop(ident, None) is not None
         if word.error is not None:
-            raise word.error
+            raise word.failure()
         return bool(word.value[1]) and node.pending.pop(ident, None) is not None
 
-    def _abandon(self, peer: Peer, ident: int, slot: Slot) -> None:
-        """Take an operation back without waiting (Ctrl-C); an item on its way is given back."""
-        if node.pending.pop(ident, None) is not None:
-            if peer.alive:
-                peer.control(WITHDRAW, 0, pack_head(ident))
-        elif slot.value is not None:
-            flags, body, buffers = slot.value
-            node.unclaimed(peer, flags, ident, body, buffers)
+    def _take_back_put(self, section: Section, peer: Peer, ident: int, slot: Slot) -> None:
+        """Take an interrupted put back: raise KeyboardInterrupt, or return if the item is there."""
+        node = self._channels.node
+        try:
+            if not slot.ready and peer.alive:
+                word = node.request(self.where, Withdraw(ident))
+                self._await_word(word)
+                if word.error is None and not word.value[1]:
+                    self._await_word(slot)
+        except (KeyboardInterrupt, TimeoutError):  # once more; or the owner is stuck
+            node.pending.pop(ident, None)
+            interrupt = KeyboardInterrupt()
+            interrupt.add_note(f"{peer.pid}: whether it has the item that was put is not known")
+            raise interrupt from None
+        node.pending.pop(ident, None)
+        if not slot.ready or slot.error is not None or slot.value[0] & OUTCOME != OK:
+            raise KeyboardInterrupt
+        section.succeed()
+        section.again()
+
+    def _await_word(self, slot: Slot) -> None:
+        """Wait for the owner's word on a put; more interrupts count only after a while."""
+        node = self._channels.node
+        since = node.machine.now()
+        while True:
+            try:
+                node.wait(slot, max(0.0, since + _PATIENCE - node.machine.now()))
+                return
+            except KeyboardInterrupt:
+                if node.machine.now() - since > _SAME_PRESS:
+                    raise
+
+    def _abandon(
+        self, section: Section, peer: Peer, ident: int, slot: Slot, error: BaseException
+    ) -> None:
+        """Take an operation back that was broken off; an item that was taken is given back.
+
+        The owner's word is waited for, for a moment: an item on its way is then here, and back
+        before our next take can overtake it.
+        """
+        node = self._channels.node
+        try:
+            if not slot.ready and peer.alive:
+                node.wait(node.request(self.where, Withdraw(ident)), _GRACE)
+        except (TimeoutError, KeyboardInterrupt, HpcdistError):
+            pass  # an item that comes now finds nobody, and is given back
+        if node.pending.pop(ident, None) is None:
+            node.wait_out(slot, section, error)  # it is here, or in the hands of the driver
+            if slot.error is None:
+                flags, body, buffers = slot.value
+                node.unclaimed(peer, flags, ident, body, buffers)
         node.progress.nudge()
 
-    def _operate_here(self, name: str, args: tuple[Any, ...], timeout: float | None) -> Any:
-        backing = _backing(self.key)
+    def _operate_here(self, name: str, args: tuple[object, ...], timeout: float | None) -> Any:
+        backing = self._channels.backing_of(self.key)
         if backing is None:
             raise HpcdistError(_USED)
         keywords: dict[str, Any] = {}
-        if timeout is not None and name in _BLOCKING:
+        if timeout is not None and name in BLOCKING:
             keywords["timeout"] = timeout
         if type(backing) is Channel:
+            if name == "take" and not args:
+                # Not as below: CPython 3.11 looks for signals after a call with `*` or `**`.
+                return backing.take(timeout=timeout)
             if name == "put":
-                args = (codec.dumps(args[0]).own(), *args[1:])
+                args = (object_paths.dumps(args[0], "the item").own(), *args[1:])
             return getattr(backing, name)(*args, **keywords)
         try:
             return getattr(backing, name)(*args, **keywords)
         except (ChannelClosed, TimeoutError):
             raise
         except Exception as exc:
-            raise _errors.decode_error(_errors.encode_error(exc, node.me)) from None
+            me = self._channels.node.me
+            raise _errors.decode_error(_errors.encode_error(exc, me)) from None
+
+    def _item(self, section: Section, slot: Slot) -> Any:
+        """Unpickle what has come."""
+        flags, body, buffers = slot.value
+        parcel = self._references.arrived(body, buffers, bool(flags & REFS))
+        body, buffers = parcel.body, parcel.buffers
+        slot.value = (OK, body, buffers)  # the references are counted: not once more
+        return section.openly(codec.loads, body, buffers) if len(body) else None
 
 
-_PLAIN = struct.Struct("<QQd")  # whence, id, timeout: what precedes the item of a plain put
-_PLAIN_SIZE = _PLAIN.size
-_HEAD_PLAIN = struct.Struct(HEAD.format + _PLAIN.format[1:])
-_NO_LIMIT = -1.0
+class _Making(Slot):
+    """Waits for a channel to be made."""
+
+    __slots__ = ("abandoned",)
+
+    def __init__(self, where: int) -> None:
+        super().__init__(where)
+        self.abandoned: RemoteChannel[Any] | None = None  # nobody waits, but to let go of it
+
+    def arrived(self) -> None:
+        channel, self.abandoned = self.abandoned, None
+        if channel is not None and self.error is None and self.value[0] & OUTCOME == OK:
+            channel._held = 1  # and its end, which is now, lets go of it
+
+
+_HEAD_PLAIN = struct.Struct(HEAD.format + PLAIN.format[1:])
 _GRACE = 0.25  # seconds that an owner has to say whether an operation came to its end
-_SHORT = 4096  # bytes of an item that travels with its control in one small message
+_PATIENCE = 5.0  # the same, for a put that was interrupted: a later interrupt ends it
+_SAME_PRESS = 1.0  # seconds within which more interrupts say the same as the first
 _NUMBERS = {int, float, complex, bool, type(None)}  # nothing inside to look after
-_BLOCKING = {"put", "take", "fetch", "wait"}
-_NO_ARGUMENTS = Payload(b"")
 _USED = "this remote channel has been freed"
 
 
-def _unusual(flags: int, body: Any, buffers: Sequence[Buffer]) -> Any:
-    outcome = flags & OUTCOME
-    if outcome == OK:
-        parcel = Parcel.of(body, buffers, bool(flags & REFS))
-        return codec.loads(parcel.body, parcel.buffers)
+def _failure(outcome: int, body: Body) -> BaseException:
     if outcome == CLOSED:
-        raise ChannelClosed
+        return ChannelClosed()
     if outcome == TIMED_OUT:
-        raise TimeoutError
+        return TimeoutError()
     if outcome == NO_SUCH:
-        raise HpcdistError(_USED)
-    raise _errors.decode_error(bytes(body))
+        return HpcdistError(_USED)
+    return _errors.decode_error(bytes(body))
 
 
-def _remote_channel(where: int, whence: int, ident: int) -> RemoteChannel:
+def _remote_channel(where: int, whence: int, ident: int) -> RemoteChannel[Any]:
     """Unpickle a remote channel."""
-    found: RemoteChannel = references.handle(RemoteChannel, where, whence, ident, None)
+    found: RemoteChannel[Any] = References.here().handle(RemoteChannel, where, whence, ident, None)
     return found
 
 
+@public
 def channel_from_id(ref: tuple[int, int]) -> Any:
     """Return the channel behind a remote channel, on the process that owns it.
 
     Raises:
         ValueError: It does not live here.
     """
-    backing = _backing(tuple(ref))  # type: ignore[arg-type]
-    if backing is None:
-        raise ValueError("Local instance of remote reference not found")
-    return backing
+    return OwnedChannels.here().channel(ref)
 
 
+@public
 def remoteref_id(ref: Reference) -> tuple[int, int]:
     """Return what names a reference everywhere: (the process that made it, its number there)."""
+    here.node.admit()
     return ref.key
-
-
-# The owner's side
-
-_waiting: dict[tuple[int, int], tuple[Channel, Waiter]] = {}  # remote operations by (pid, id)
-# Items taken and not acknowledged, each with what gives it back.
-_under_way: dict[tuple[int, int], tuple[Callable[[Any], None], Any]] = {}
-
-
-def _make(ref: tuple[int, int], holder: int, factory: Callable[[], Any] | int) -> None:
-    channel = factory() if callable(factory) else Channel(factory)
-    needed = ("put", "take")
-    if not all(hasattr(channel, name) for name in needed):
-        raise TypeError(
-            f"a remote channel's factory must return an object with put and take, not {channel!r}"
-        )
-    references.count(ref, holder, 1, lambda: channel)
-    if type(channel) is Channel:
-        references.owned[ref].on_free = channel.close  # who waits is told
-
-
-def _backing(ref: tuple[int, int]) -> Any:
-    entry = references.owned.get(ref)
-    return entry.value if entry is not None else None
-
-
-@node.control(FREE)
-def _on_free(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    ref, _ = unpack_head(body)
-    references.free(ref)
-    node.reply(peer, ident, OK)
-
-
-@node.control(OPERATE)
-def _on_operate(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    (ref, name, builtin, with_refs, timeout), rest = unpack_head(body)
-    parcel = Parcel.of(rest, buffers, with_refs)
-    _begin(_backing(ref), name, builtin, peer, ident, parcel, timeout)
-
-
-def _begin(
-    backing: Any,
-    name: str,
-    builtin: bool,
-    peer: Peer,
-    ident: int,
-    parcel: Payload,
-    timeout: float | None,
-) -> None:
-    """Begin an operation, on the progress side or on a thread of its own."""
-    if backing is None:
-        node.reply(peer, ident, NO_SUCH)
-    elif type(backing) is Channel and builtin:
-        _serve(backing, name, peer, ident, parcel)
-    else:
-        single = name == "put" and builtin
-        node.turns.background(
-            lambda: _operate_backing(backing, name, peer, ident, parcel, timeout, single)
-        )
-
-
-@node.control(PUT_ITEM)
-def _on_put_item(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    whence, number, limit = _PLAIN.unpack_from(body)
-    backing = _backing((whence, number))
-    item = Payload(body[_PLAIN_SIZE:])
-    if type(backing) is Channel and backing.try_put(item):
-        peer.answer(HEAD.pack(RESULT, OK, 0, 0, ident, 0))
-    else:
-        _begin(backing, "put", True, peer, ident, item, _timeout(limit))
-
-
-@node.control(TAKE_ITEM)
-def _on_take_item(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    whence, number, limit = _PLAIN.unpack_from(body)
-    backing = _backing((whence, number))
-    taken = backing.try_take() if type(backing) is Channel else None
-    if taken is None:
-        _begin(backing, "take", True, peer, ident, _NO_ARGUMENTS, _timeout(limit))
-        return
-    item = taken[0]
-    _under_way[peer.pid, ident] = (backing.give_back, item)
-    if isinstance(item, Payload) and len(item.body) <= _SHORT and not (item.buffers or item.refs):
-        peer.answer(HEAD.pack(RESULT, OK, 0, len(item.body), ident, 0) + item.body)
-    else:
-        _send_item(peer, ident, item)
-
-
-def _timeout(limit: float) -> float | None:
-    return None if limit == _NO_LIMIT else limit
-
-
-def _serve(channel: Channel, name: str, peer: Peer, ident: int, parcel: Payload) -> None:
-    """Do an operation on a built-in channel, on the progress side."""
-    if name in _QUICK:
-        value = getattr(channel, name)()
-        node.reply(peer, ident, OK, codec.dumps(value).body if value is not None else b"")
-        return
-    key = (peer.pid, ident)
-
-    def done(value: Any) -> None:
-        _waiting.pop(key, None)
-        if value is _CLOSED:
-            node.reply(peer, ident, CLOSED)
-        elif not peer.alive:
-            if name == "take":
-                channel.give_back(value)
-        elif name == "put" or name == "wait":
-            node.reply(peer, ident, OK)
-        else:
-            if name == "take":
-                _under_way[key] = (channel.give_back, value)
-            _send_item(peer, ident, value)
-        node.progress.soon()
-
-    waiter = Waiter(done, parcel, peer.pid)
-    _waiting[key] = (channel, waiter)
-    if name == "put":
-        channel.start_put(waiter)
-    elif name == "take":
-        channel.start_take(waiter)
-    else:
-        channel.start_peek(waiter)
-
-
-def _send_item(peer: Peer, ident: int, value: Any) -> None:
-    if isinstance(value, Payload):
-        body, buffers, with_refs = outgoing(value, peer.pid)
-        node.reply(peer, ident, OK | (REFS if with_refs else 0), body, buffers)
-        return
-
-    def pickled() -> None:  # put by the owner through the backing itself: not pickled yet
-        try:
-            _send_item(peer, ident, codec.dumps(value))
-        except Exception as exc:
-            node.reply(peer, ident, FAILED, _errors.encode_error(exc, node.me))
-        node.progress.nudge()
-
-    node.turns.background(pickled)
-
-
-def _operate_backing(
-    backing: Any,
-    name: str,
-    peer: Peer,
-    ident: int,
-    parcel: Payload,
-    timeout: float | None,
-    single: bool,
-) -> None:
-    """Do an operation on a backing of the user's own."""
-    try:
-        args = codec.loads(parcel.body, parcel.buffers) if len(parcel.body) else ()
-        if single:
-            args = (args,)
-        keywords = {"timeout": timeout} if timeout is not None and name in _BLOCKING else {}
-        value = getattr(backing, name)(*args, **keywords)
-        if inspect.isawaitable(value):
-            raise TypeError(f"{name} of a channel's backing may not be a coroutine function")
-        if name in ("put", "wait", "close"):
-            value = None
-        payload = codec.dumps(value) if value is not None else _NO_ARGUMENTS
-        body, buffers, with_refs = outgoing(payload, peer.pid)
-        if name == "take":
-            # Nothing is known of a backing but that it takes items back by its `put`.
-            back = lambda item: node.turns.background(lambda: backing.put(item, *args))
-            _under_way[peer.pid, ident] = (back, value)
-            if not peer.alive:
-                _give_back((peer.pid, ident))
-        node.reply(peer, ident, OK | (REFS if with_refs else 0), body, buffers)
-    except ChannelClosed:
-        node.reply(peer, ident, CLOSED)
-    except TimeoutError:
-        node.reply(peer, ident, TIMED_OUT)
-    except Exception as exc:
-        node.reply(peer, ident, FAILED, _errors.encode_error(exc, node.me))
-    node.progress.nudge()
-
-
-@node.control(WITHDRAW)
-def _on_withdraw(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    number, _ = unpack_head(body)
-    key = (peer.pid, number)
-    channel, waiter = _waiting.pop(key, (None, None))
-    withdrawn = channel is not None and waiter is not None and channel.withdraw(waiter)
-    if ident:
-        node.reply(peer, ident, OK, b"1" if withdrawn else b"")
-
-
-@node.control(ACKNOWLEDGE)
-def _on_acknowledge(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    _under_way.pop((peer.pid, ident), None)
-
-
-@node.control(GIVE_BACK)
-def _on_give_back(peer: Peer, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    _give_back((peer.pid, ident))
-
-
-def _give_back(key: tuple[int, int]) -> None:
-    give_back, item = _under_way.pop(key, (None, None))
-    if give_back is not None:
-        give_back(item)
-
-
-def _unclaimed(peer: Peer, flags: int, ident: int, body: Any, buffers: Sequence[Buffer]) -> None:
-    """An answer came for a wait that was given up: if it was an item, the owner has it again."""
-    if flags & REFS:
-        references.arrive(body)
-    peer.control(GIVE_BACK, ident)
-
-
-node.on_unclaimed.append(_unclaimed)
-
-
-def _on_death(pid: int) -> None:
-    for key in [k for k in _waiting if k[0] == pid]:
-        channel, waiter = _waiting.pop(key)
-        channel.withdraw(waiter)
-    for key in sorted((k for k in _under_way if k[0] == pid), reverse=True):
-        _give_back(key)
-
-
-node.on_death.append(_on_death)

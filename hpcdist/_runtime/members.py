@@ -1,70 +1,66 @@
-"""Who is in the cluster, as this process knows it: ids, whereabouts, deaths."""
+"""The members of the cluster, as this process knows them: ids, whereabouts, deaths."""
 
 from __future__ import annotations
 
-import socket
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
 
 from hpcdist._errors import ProcessExitedException
-
-
-class Member:
-    """What everyone knows of a worker."""
-
-    __slots__ = ("address", "connect", "host", "ident", "manager", "os_pid", "rank", "world")
-
-    def __init__(
-        self,
-        host: str,
-        os_pid: int,
-        world: int,
-        rank: int,
-        *,
-        address: str = "",
-        manager: str = "",
-        ident: Any = None,
-        connect: Any = (),
-    ) -> None:
-        self.host = host
-        self.os_pid = os_pid
-        self.world = world
-        self.rank = rank
-        self.address = address  # where it listens for links of other workers
-        self.manager = manager
-        self.ident = ident
-        self.connect = connect
-
-    def __reduce__(self) -> Any:
-        return _member, tuple(getattr(self, name) for name in self.__slots__)
-
-
-def _member(*values: Any) -> Member:
-    member = Member.__new__(Member)
-    for name, value in zip(Member.__slots__, values, strict=True):
-        setattr(member, name, value)
-    return member
+from hpcdist._wire.member import JobEnd, Member
 
 
 class Death(ProcessExitedException):
-    """A worker's death, kept to be raised anew for each who asks."""
-
-    def copy(self) -> ProcessExitedException:
-        """Make the exception for one waiter."""
-        return ProcessExitedException(self.pid, self.why, self.host, self.stderr)
+    """A worker's death, kept to be raised anew for each who asks: see `copy`."""
 
 
 class Members:
-    """The processes of the cluster."""
+    """The processes of the cluster.
 
-    def __init__(self) -> None:
+    Args:
+        host: The name of this process's host.
+    """
+
+    def __init__(self, host: str) -> None:
         self.living: dict[int, Member] = {}  # workers that count, in the order they joined
         self.gone: dict[int, Death] = {}
-        self._host = socket.gethostname()
+        self._last: Death | None = None  # the worker that left last, if none is left
+        self.ends: dict[int, JobEnd] = {}  # of the jobs of workers, where that is known
+        self._ended_at: dict[int, JobEnd] = {}  # the same, of those that are gone
+        self.draining: set[int] = set()  # workers that maps give nothing more: their end is near
+        self.awaited = 0  # launches that replace their dead; on process 1
+        self._awaited_by_tag: Counter[str] = Counter()
+        self._had: dict[str, int] = {}  # the worker that joined last with a tag
+        self._host = host
         self._turn = 0
 
     def add(self, pid: int, member: Member) -> None:
         """Count a worker in."""
         self.living[pid] = member
+        self._last = None
+        for tag in member.tags:
+            self._had[tag] = pid
+
+    def await_some(self, tags: tuple[str, ...], by: int) -> None:
+        """Count launches that replace their dead, whose workers have these tags."""
+        self.awaited += by
+        for tag in tags:
+            self._awaited_by_tag[tag] += by
+
+    def awaits(self, tag: str = "") -> bool:
+        """Tell whether workers (with a tag) come in the place of those that have died."""
+        return bool(self._awaited_by_tag[tag] if tag else self.awaited)
+
+    def end_of(self, pid: int) -> JobEnd | None:
+        """Return when the job of a worker ends, or was to end."""
+        return self.ends.get(pid) or self._ended_at.get(pid)
+
+    def note_ends(self, ends: Mapping[int, JobEnd | None]) -> None:
+        """Take note of when the jobs of workers end."""
+        for pid, end in ends.items():
+            if end is None or pid in self.gone:
+                self.ends.pop(pid, None)
+            else:
+                self.ends[pid] = end
 
     @property
     def here(self) -> int:
@@ -74,10 +70,29 @@ class Members:
     def remove(self, pid: int, death: ProcessExitedException) -> None:
         """Count a worker out for good."""
         self.living.pop(pid, None)
+        end = self.ends.pop(pid, None)
+        if end is not None:
+            self._ended_at[pid] = end
+        self.draining.discard(pid)
         self.gone[pid] = Death(pid, death.why, death.host, death.stderr)
+        if not self.living:
+            self._last = self.gone[pid]
+
+    def dismissed(self) -> None:
+        """Note that the user wants no workers: being alone is intended from now on."""
+        self._last = None
+
+    def deserted(self, pid: int = 0) -> ProcessExitedException | None:
+        """Make the error for one whose last worker has died, and was not removed.
+
+        Args:
+            pid: That worker; 0: the last of all, if this process is alone.
+        """
+        last = self.gone.get(pid) if pid else self._last
+        return last.copy() if last is not None and last.why != "removed" else None
 
     def death(self, pid: int) -> ProcessExitedException:
-        """Make the error for one who waits for a dead process."""
+        """Make the error for a waiter of a dead process."""
         gone = self.gone.get(pid)
         return gone.copy() if gone is not None else ProcessExitedException(pid)
 
@@ -89,8 +104,31 @@ class Members:
         """List all processes."""
         return [1, *sorted(self.living)]
 
-    def next_worker(self) -> int:
-        """Pick workers one after the other."""
-        pids = self.workers()
+    def next_worker(self, tag: str = "") -> int:
+        """Pick workers (with a tag) one after the other."""
+        pids = self.tagged(tag) if tag else self.workers()
+        if not pids and tag not in self._had:
+            raise ValueError(f"no worker has the tag {tag!r} yet, and a call does not wait for one")
+        if not pids:
+            raise self.death(self.last_with(tag))
         self._turn += 1
         return pids[(self._turn - 1) % len(pids)]
+
+    # Tags
+
+    def last_with(self, tag: str) -> int:
+        """Name the worker that joined last with a tag; 0: none has come yet."""
+        return self._had.get(tag, 0)
+
+    def tagged(self, tag: str) -> list[int]:
+        """List the workers with a tag.
+
+        Raises:
+            ValueError: There never was one.
+        """
+        found = [pid for pid, member in sorted(self.living.items()) if tag in member.tags]
+        if not found and tag not in self._had and not self._awaited_by_tag[tag]:
+            there = sorted({tag for member in self.living.values() for tag in member.tags})
+            tags = "the tags there are: " + ", ".join(map(repr, there)) if there else "none has one"
+            raise ValueError(f"no worker has the tag {tag!r}; {tags}")
+        return found

@@ -8,23 +8,21 @@ Process 1 keeps its main thread to itself: there a spare thread serves.
 from __future__ import annotations
 
 import itertools
-import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hpcdist._runtime.lines import Line
 from hpcdist._transport.contracts import Slot
-
-if TYPE_CHECKING:
-    from hpcdist._runtime.node import Node
+from hpcdist._transport.router import Peer
+from hpcdist._transport.wait_loop import WaitLoop
 
 _SUSPENDED_MOST = 256
 _SPARE_MOST = 8
 _ident = threading.get_ident
-MAIN = threading.main_thread().ident or 0
 
 
 class Call:
@@ -32,16 +30,20 @@ class Call:
 
     __slots__ = (
         "aux",
+        "began",
         "body",
         "buffers",
         "flags",
         "ident",
+        "line",
         "peer",
         "refs",
         "run",
         "thread",
         "waits",
     )
+
+    began: float  # when it has started, by the machine's clock: set only then
 
     def __init__(
         self,
@@ -63,25 +65,31 @@ class Call:
         self.refs: Any = ()  # the references among its arguments: held until it ends
         self.thread = 0
         self.waits = False
+        self.line: Line | None = None  # of the object whose method it is
 
 
 class Turns:
     """The queue of calls, and the threads that run them."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._lock = threading.Lock()  # guards all below
+    def __init__(self, progress: WaitLoop) -> None:
+        self._progress = progress
+        self._machine = progress.machine
+        self._main = progress.machine.main
+        self._now = progress.machine.now
+        self.serving = False  # whether the main thread runs others' calls
+        self.interrupts = progress.interrupts
+        self._lock = self._machine.lock()  # guards all below
         self._queue: deque[Call] = deque()
         self._limit: float = 1
         self._running = 0
         self._suspended = 0
-        self._waiting_to_resume: deque[Slot] = deque()
+        self._waiting_to_resume: deque[tuple[Slot, Line | None]] = deque()
         self.calls: dict[int, Call] = {}  # started calls by thread
+        self.begun = 0  # calls so far, or fewer by some that began at one moment
         self._idle = Slot()
         self._spares: list[_Spare] = []
         self._main_idle: Slot | None = None  # the main thread waits for a call on this
         self._main_due = False  # it has been woken, and takes the next call
-        self.main_in_call = False
         self._stopped = False
         self._names = itertools.count(1)
         self._warned = False
@@ -119,10 +127,10 @@ class Turns:
             self._main_idle = None
             self._main_due = True
             idle.ready = True  # here already: an interrupt may hit us before the next line
-        self._node.progress.complete(idle)
+        self._progress.complete(idle)
         return True
 
-    def withdraw(self, peer: Any, ident: int) -> Call | None:
+    def withdraw(self, peer: Peer | None, ident: int) -> Call | None:
         """Take back a call that has not started; None: there is none."""
         with self._lock:
             for call in list(self._queue):
@@ -132,11 +140,11 @@ class Turns:
         return None
 
     def drop_queue(self) -> None:
-        """Forget the calls that have not started: nobody waits for them any more."""
+        """Drop the calls that have not started: nothing waits for them any more."""
         with self._lock:
             self._queue.clear()
 
-    def is_queued(self, peer: Any, ident: int) -> bool:
+    def is_queued(self, peer: Peer | None, ident: int) -> bool:
         """Tell whether a call has not started."""
         with self._lock:
             return any(c.ident == ident and c.peer is peer for c in list(self._queue))
@@ -157,13 +165,57 @@ class Turns:
     def _take(self) -> Call | None:
         """Take the next call if there is a turn for it. Called with the lock held."""
         taken = self._running + self._main_due
-        if not self._queue or taken >= self._limit or self._waiting_to_resume:
+        if not self._queue or taken >= self._limit:
             return None
-        self._running += 1
-        return self._queue.popleft()
+        if self._waiting_to_resume and self._is_claimed():
+            return None
+        call = self._pop()
+        if call is not None:
+            self._running += 1
+        return call
+
+    def _pop(self) -> Call | None:
+        """Take the first call that may start off the queue. Called with the lock held."""
+        line = self._queue[0].line
+        if line is None:
+            return self._queue.popleft()
+        if line.is_free:
+            line.busy = True
+            return self._queue.popleft()
+        found = self._first_free()
+        if found is not None:
+            self._queue.remove(found)
+            if found.line is not None:
+                found.line.busy = True
+        return found
+
+    def _first_free(self) -> Call | None:
+        """Find the first call whose object, if it has one, runs no other method."""
+        waiting = list(self._queue)  # a copy: `submit` does not take the lock
+        return next((call for call in waiting if call.line is None or call.line.is_free), None)
 
     def _can_start(self) -> bool:
-        return bool(self._queue and self._running < self._limit and not self._waiting_to_resume)
+        if not self._queue:
+            return False
+        with self._lock:
+            if self._running >= self._limit or self._is_claimed():
+                return False
+            return self._first_free() is not None
+
+    def _is_claimed(self) -> bool:
+        """Tell whether a call that has waited can go on now. Called with the lock held."""
+        return any(line is None or line.is_free for _, line in self._waiting_to_resume)
+
+    def _heir(self) -> Slot | None:
+        """Take out the first call that has waited and can go on. Called with the lock held."""
+        for entry in self._waiting_to_resume:
+            slot, line = entry
+            if line is None or line.is_free:
+                self._waiting_to_resume.remove(entry)
+                if line is not None:
+                    line.busy = True
+                return slot
+        return None
 
     def _start_spare(self) -> None:
         """Hand the next call to a spare thread, if there is a turn for it."""
@@ -184,7 +236,7 @@ class Turns:
             self._warned = True
             print(
                 f"hpcdist: {_SUSPENDED_MOST} calls are suspended in this process; further ones "
-                "stay queued. A function that mostly waits had better be `async def`.",
+                "stay queued. Make a function that mostly waits `async def`.",
                 file=sys.stderr,
             )
 
@@ -192,7 +244,15 @@ class Turns:
 
     def serve(self) -> None:
         """Run calls on this (the main) thread until stopped."""
-        progress, idle = self._node.progress, self._idle
+        self.interrupts.hold(self._main)
+        try:
+            self._serve()
+        finally:
+            self.interrupts.forget(self._main)
+            self.interrupts.leave(self._main)
+
+    def _serve(self) -> None:
+        progress, idle = self._progress, self._idle
         while not self._stopped:
             call = self._next_of_main()
             while call is not None:
@@ -218,14 +278,14 @@ class Turns:
         self._stopped = True
         idle = self._main_idle
         if idle is not None:
-            self._node.progress.complete(idle)
+            self._progress.complete(idle)
 
     def restart(self) -> None:
         """Allow `serve` again."""
         self._stopped = False
 
     def expect_main(self) -> None:
-        """The main thread will serve: a call that comes before that waits for it."""
+        """Make calls wait for the main thread, which will serve."""
         with self._lock:
             self._main_due = True
 
@@ -239,37 +299,47 @@ class Turns:
     def _run(self, call: Call) -> None:
         me = _ident()
         call.thread = me
+        self.interrupts.forget(me)
+        call.began = self._now()
         self.calls[me] = call
+        self.begun += 1
         try:
             call.run(call)
         except KeyboardInterrupt:  # an interrupt that came as the call ended
             pass
         finally:
             self.calls.pop(me, None)
+            if call.line is not None:
+                with self._lock:
+                    call.line.busy = False
 
     def _keep_turn(self) -> Call | None:
         """Take the next call, for a thread whose call has ended; none: its turn is passed on."""
         if self._queue and not self._stopped:
             with self._lock:
-                fits = self._running <= self._limit and not self._waiting_to_resume
-                if self._queue and fits:
-                    return self._queue.popleft()
+                fits = self._running <= self._limit and not self._is_claimed()
+                call = self._pop() if self._queue and fits else None
+            if call is not None:
+                return call
         self._pass_on()
         return None
 
     def _pass_on(self) -> None:
         """Give a turn back: to a call that wants to go on, or to the next one."""
         with self._lock:
-            if self._waiting_to_resume:
-                heir = self._waiting_to_resume.popleft()
-            else:
+            heir = self._heir()
+            if heir is None:
                 self._running -= 1
-                heir = None
         if heir is not None:
-            self._node.progress.complete(heir)
-        elif not self._queue or self._wake_main():
+            self._progress.complete(heir)
+        else:
+            self._start_next()
+
+    def _start_next(self) -> None:
+        """Let somebody run the next call, if there is one."""
+        if not self._queue or self._wake_main():
             return
-        elif self._limit > 1 or self._suspended or not self._node.serving:
+        if self._limit > 1 or self._suspended or not self.serving:
             self._start_spare()
 
     def about_to_wait(self, call: Call) -> bool:
@@ -277,22 +347,22 @@ class Turns:
 
         The main thread waits next, unless there is another call to run.
         """
-        return call.thread == MAIN and not self._queue and self._node.serving
+        return call.thread == self._main and not self._queue and self.serving
 
     # Calls that wait
 
-    def suspend(self, call: Call, slot: Any) -> None:
+    def suspend(self, call: Call, slot: object) -> None:
         """Give the turn of a call away while it waits."""
         call.waits = True
         with self._lock:
             self._suspended += 1
-            if self._waiting_to_resume:
-                heir = self._waiting_to_resume.popleft()
-            else:
+            if call.line is not None:
+                call.line.busy = False
+            heir = self._heir()
+            if heir is None:
                 self._running -= 1
-                heir = None
         if heir is not None:
-            self._node.progress.complete(heir)
+            self._progress.complete(heir)
         elif self._queue:
             self._start_spare()
 
@@ -300,16 +370,20 @@ class Turns:
         """Take a turn again: before calls that have not started."""
         with self._lock:
             self._suspended -= 1
-            if self._running < self._limit and not self._waiting_to_resume:
+            line = call.line
+            free = line is None or line.is_free
+            if free and self._running < self._limit and not self._is_claimed():
                 self._running += 1
                 slot = None
+                if line is not None:
+                    line.busy = True
             else:
                 slot = Slot()
-                self._waiting_to_resume.append(slot)
+                self._waiting_to_resume.append((slot, line))
         interrupted = False
         while slot is not None:
             try:
-                self._node.progress.wait(slot)
+                self._progress.wait(slot)
                 slot = None
             except KeyboardInterrupt:  # raised once the turn is ours
                 interrupted = True
@@ -317,22 +391,43 @@ class Turns:
         if interrupted:
             raise KeyboardInterrupt
 
+    # Methods of objects
+
+    def begin(self, line: Line) -> bool:
+        """Let a coroutine of an object begin now; or tell that methods are to end before it."""
+        with self._lock:
+            if line.busy or any(call.line is line for call in list(self._queue)):
+                return False
+            line.beginning += 1
+            return True
+
+    def will_begin(self, line: Line) -> None:
+        """Let a coroutine begin whose turn has come: it was queued as a method is."""
+        with self._lock:
+            line.beginning += 1
+
+    def has_begun(self, line: Line) -> None:
+        """Let the object's next method start: a coroutine has come to its first `await`."""
+        with self._lock:
+            line.beginning -= 1
+            heir = self._heir() if self._running < self._limit else None
+            if heir is not None:
+                self._running += 1
+        if heir is not None:
+            self._progress.complete(heir)
+        self._start_next()
+
     # Interrupting
 
     def interrupt(self) -> None:
         """End every started call with KeyboardInterrupt."""
-        for thread, call in list(self.calls.items()):
-            if call.waits:
-                self._node.progress.interrupt(thread)
-            elif thread == MAIN:
-                signal.pthread_kill(thread, signal.SIGINT)
-            else:
-                _raise_in(thread)
+        for thread in list(self.calls):
+            self.interrupts.interrupt(thread)
 
     def on_sigint(self, signum: int, frame: FrameType | None) -> None:
         """Handle SIGINT in a worker: it is meant for the call that runs, if one does."""
-        if self.main_in_call:
-            self._node.progress.on_sigint(signum, frame)
+        if self._main in self.calls:
+            self.interrupts.on_sigint(signum, frame)
 
     # Threads without a turn
 
@@ -351,16 +446,25 @@ class _Spare:
     def __init__(self, turns: Turns, number: int) -> None:
         self._turns = turns
         self._work: Any = None
-        self._latch = threading.Lock()
+        self._latch = turns._machine.lock()
         self._latch.acquire()
-        self._thread = threading.Thread(target=self._loop, name=f"hpcdist-{number}", daemon=True)
-        self._thread.start()
+        turns._machine.start(self._loop, f"hpcdist-{number}")
 
-    def give(self, work: Any) -> None:
+    def give(self, work: object) -> None:
         self._work = work
         self._latch.release()
 
     def _loop(self) -> None:
+        me = _ident()
+        interrupts = self._turns.interrupts
+        interrupts.hold(me)
+        try:
+            self._work_on()
+        finally:
+            interrupts.forget(me)
+            interrupts.leave(me)
+
+    def _work_on(self) -> None:
         while True:
             self._latch.acquire()
             work, self._work = self._work, None
@@ -368,6 +472,8 @@ class _Spare:
                 if isinstance(work, Call):
                     self._turns.run(work)
                 else:
+                    # One that was meant for a call, and found this thread between two.
+                    self._turns.interrupts.forget(_ident())
                     work()
             except KeyboardInterrupt:
                 pass
@@ -378,11 +484,3 @@ class _Spare:
                 if len(self._turns._spares) >= _SPARE_MOST:
                     return
                 self._turns._spares.append(self)
-
-
-def _raise_in(thread: int) -> None:
-    import ctypes  # 4 ms: not at start-up
-
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
-    )

@@ -1,7 +1,7 @@
 """Waking an MPI peer that sleeps: on this host a shared flag and a Unix datagram, else UDP.
 
 MPI has no way to wake a sleeping process. Each process keeps a byte in a file that all of its
-world on this host have mapped: 1 while it sleeps. Whoever sends to it looks there and, if it
+world on this host have mapped: 1 while it sleeps. A sender looks there and, if the process
 sleeps, rings. A flag that is down costs the sender 40 ns.
 
 The flags of other hosts cannot be seen: there every message is followed by a ring, unless another
@@ -72,7 +72,7 @@ class Bells:
             self._asleep[rank] = 1  # for all of this host: it may always be asleep
 
     def _name_of(self, rank: int) -> str:
-        """A name in Linux's abstract namespace: it leaves with the process, however that ends.
+        """Return a name in Linux's abstract namespace: it ends with the process, however that ends.
 
         Anybody on the host could ring there; that wakes us for nothing.
         """
@@ -83,8 +83,8 @@ class Bells:
         if self._asleep[rank]:
             if rank in self._far:
                 return self._ring_far(self._far[rank])
-            # Once: the datagram stays until it is heard, and whoever sleeps again raises its flag
-            # again. A process that is slow to wake would otherwise be rung for each message.
+            # Once: the datagram stays until it is heard, and a process that sleeps again raises its
+            # flag again. A process that is slow to wake would otherwise be rung for each message.
             self._asleep[rank] = 0
             try:
                 cord = self._cords.get(rank) or self._hang_cord(rank)

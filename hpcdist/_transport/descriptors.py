@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import sys
 from collections.abc import Callable
@@ -10,6 +11,22 @@ from contextlib import suppress
 from typing import Any
 
 Handler = Callable[[int], None]
+_SPARE = 64  # descriptors that the user's program may open meanwhile
+
+
+def make_room(more: int) -> int:
+    """Have this process open so many descriptors more; return how many it lacks for that.
+
+    The soft limit is raised as far as it has to be, and as far as the hard one lets it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = len(os.listdir("/proc/self/fd")) + more + _SPARE
+    if soft == resource.RLIM_INFINITY or need <= soft:
+        return 0
+    if hard == resource.RLIM_INFINITY or need <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+        return 0
+    return need - hard
 
 
 class Descriptors:
@@ -54,7 +71,7 @@ class Descriptors:
             safely(handler, events)
 
     def wake(self) -> None:
-        """Wake whoever sleeps on them."""
+        """Wake the thread that sleeps on them."""
         os.eventfd_write(self._wake, 1)
 
 
@@ -80,7 +97,7 @@ class Bed:
         self._kicks = -1  # another file may get the number
 
     def listen(self, listens: bool) -> None:
-        """Wake, or do not, when something comes for whoever drives."""
+        """Let data for the driver wake the sleeper, or not."""
         if listens != self._listens:
             self._listens = listens
             with suppress(OSError, ValueError):  # closed already
@@ -97,8 +114,8 @@ class Bed:
             os.eventfd_write(self._kicks, 1)
 
 
-def safely(fn: Callable[..., None], *args: Any) -> None:
-    """Call a handler; its fault must neither end the helper nor hit whoever happens to wait."""
+def safely(fn: Callable[..., None], *args: object) -> None:
+    """Call a handler; its fault must neither end the helper nor hit the thread that waits."""
     try:
         fn(*args)
     except Exception:

@@ -6,21 +6,26 @@ the socket does not take now waits in a queue until it can be written.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from hpcdist._transport.mpi import Deliver, Item
-from hpcdist._transport.progress import Progress
-from hpcdist._wire.blocks import blank
+from hpcdist._transport.contracts import Deliver, Item
+from hpcdist._transport.mpi import Message
+from hpcdist._transport.wait_loop import WaitLoop
+from hpcdist._wire.blocks import NoRoom, blank, scrap
 from hpcdist._wire.frames import BODY_APART, HEAD, HEAD_SIZE, Buffer, sizes
+from hpcdist._wire.greeting import Socket
 
 _READ = 256 * 1024
 _GATHER = 64  # buffers in one system call
 _unpack = HEAD.unpack_from
+_NOTHING = memoryview(bytearray())
 _SOCKET_BUFFER = 4 << 20
 _QUIET = 0.005  # seconds after which the other end may have fallen asleep
 _GULPS = 64  # reads before others have their turn
@@ -31,8 +36,8 @@ class Link:
 
     def __init__(
         self,
-        sock: Any,
-        progress: Progress,
+        sock: Socket,
+        progress: WaitLoop,
         deliver: Deliver,
         ended: Callable[[Link], None],
     ) -> None:
@@ -55,8 +60,8 @@ class Link:
         self._room = memoryview(bytearray(_READ))
         self._start = 0  # what has been read and not yet parsed: _room[_start:_end]
         self._end = 0
-        self._message: tuple[int, int, int, int, Any] | None = None
-        self._buffers: list[Buffer] = []
+        self._message: Message | None = None
+        self._buffers: Sequence[Buffer] | NoRoom = []
         self._missing: deque[memoryview] = deque()
         self.last_sent = 0.0
 
@@ -193,12 +198,18 @@ class Link:
                 if not self.open:
                     return
 
-    def _await_buffers(
-        self, message: tuple[int, int, int, int, Any], body: bytes, count: int
-    ) -> None:
+    def _await_buffers(self, message: Message, body: bytes, count: int) -> None:
         self._message = message
-        self._buffers = [blank(n) for n in sizes(body, count)]
-        self._missing = deque(memoryview(b) for b in self._buffers if len(b))
+        announced = sizes(body, count)
+        try:
+            self._buffers = [blank(n) for n in announced]
+            self._missing = deque(memoryview(b) for b in self._buffers if len(b))
+        except MemoryError:
+            self._buffers = NoRoom(sum(announced))
+            whole, rest = divmod(self._buffers.nbytes, len(scrap))
+            self._missing = deque([memoryview(scrap)] * whole)
+            if rest:
+                self._missing.append(memoryview(scrap)[:rest])
         while self._missing and self._start < self._end:
             target = self._missing[0]
             size = min(target.nbytes, self._end - self._start)
@@ -223,9 +234,9 @@ class Link:
     def _complete(self) -> None:
         assert self._message is not None
         kind, flags, ident, aux, body = self._message
-        buffers: Sequence[Buffer] = self._buffers
+        buffers = self._buffers
         self._message, self._buffers = None, []
-        if flags & BODY_APART:
+        if flags & BODY_APART and not isinstance(buffers, NoRoom):
             body, buffers = buffers[0], buffers[1:]
         self._deliver(self.peer, kind, flags, ident, aux, body, buffers)
 
@@ -244,5 +255,15 @@ class Link:
             self._progress.unregister(self.sock.fileno())
             self.sock.close()
             self._out.clear()
+            # A reference to the dead process must not keep its buffers.
+            self._room = _NOTHING
+            self._start = self._end = 0
             while self._ends:
                 self._ends.popleft()[1]()
+
+    def forget_after_fork(self) -> None:
+        """Close this copy of the socket in a forked child: the link goes on without it."""
+        if self.open:
+            self.open = False
+            with suppress(OSError):
+                os.close(self.sock.detach())

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcdist._transport.bells import Bells
-from hpcdist._wire.blocks import blank
+from hpcdist._transport.contracts import Deliver, Item
+from hpcdist._wire.blocks import NoRoom, blank, scrap
 from hpcdist._wire.frames import (
     BODY_APART,
     CALL,
@@ -27,10 +28,6 @@ _SENDS_MANY = 16  # requests that are tested even while messages keep coming
 _PIECE = 1 << 30  # counts are C ints in many an MPI
 _unpack = HEAD.unpack_from
 
-Deliver = Callable[[Any, int, int, int, int, Any, Sequence[Buffer]], None]
-# A message: its bytes; or with buffers, and what to call once those are the sender's again.
-Item = bytes | tuple[bytes, Sequence[Buffer], Callable[[], None] | None]
-
 
 def _with_ends(
     items: Sequence[Item],
@@ -44,14 +41,17 @@ def _with_ends(
     return found
 
 
+Message = tuple[int, int, int, int, Buffer]  # kind, flags, id, aux and body
+
+
 class _Arriving:
     """A message whose buffers are on their way, or one that must wait behind such a message."""
 
     __slots__ = ("buffers", "message", "requests")
 
-    def __init__(self, message: tuple[int, int, int, int, Any]) -> None:
+    def __init__(self, message: Message) -> None:
         self.message = message
-        self.buffers: list[Buffer] = []
+        self.buffers: Sequence[Buffer] | NoRoom = []
         self.requests: list[Any] = []
 
 
@@ -76,7 +76,7 @@ class MpiPlane:
         self._probe, self._isend = comm.Improbe, comm.Isend
         self._byte = MPI.BYTE
         self._any = MPI.ANY_SOURCE
-        self._failed = MPI.Exception
+        self._failed = self.failure = MPI.Exception
         self._status = MPI.Status()
         self._sends: deque[tuple[Any, Any, int, Callable[[], None] | None]] = deque()
         self._arriving: dict[int, deque[_Arriving]] = {}
@@ -173,7 +173,7 @@ class MpiPlane:
             else:
                 self._deliver(peer, kind, flags, ident, aux, body, ())
 
-    def _arrive(self, source: int, message: tuple[int, int, int, int, Any], count: int) -> None:
+    def _arrive(self, source: int, message: Message, count: int) -> None:
         """Take in a message with buffers, or one that may have to wait behind such a one."""
         kind, flags, ident, aux, body = message
         waiting = self._arriving.get(source)
@@ -183,14 +183,32 @@ class MpiPlane:
         if waiting is None:
             waiting = self._arriving[source] = deque()
         entry = _Arriving((kind, flags, ident, aux, body[8 * count :]))
-        for nbytes in sizes(body, count):
-            buffer = blank(nbytes)
-            view = memoryview(buffer)
-            for start in range(0, nbytes, _PIECE):
-                piece = [view[start : start + _PIECE], self._byte]
-                entry.requests.append(self.comm.Irecv(piece, source, BUFFER))
-            entry.buffers.append(buffer)
+        announced = sizes(body, count)
+        try:
+            entry.buffers = [blank(nbytes) for nbytes in announced]
+            for nbytes, buffer in zip(announced, entry.buffers, strict=True):
+                view = memoryview(buffer)
+                for start in range(0, nbytes, _PIECE):
+                    piece = [view[start : start + _PIECE], self._byte]
+                    entry.requests.append(self.comm.Irecv(piece, source, BUFFER))
+        except MemoryError:
+            entry.buffers = NoRoom(sum(announced))
+            for nbytes in announced:
+                for start in range(0, nbytes, _PIECE):
+                    self._receive_away(entry, source, min(_PIECE, nbytes - start))
         waiting.append(entry)
+
+    def _receive_away(self, entry: _Arriving, source: int, nbytes: int) -> None:
+        """Receive a piece for which there is no memory: it is written over itself, bit by bit.
+
+        It cannot be left where it is: what follows it would take its place.
+        """
+        lengths = [len(scrap)] * (nbytes // len(scrap))
+        if nbytes % len(scrap):
+            lengths.append(nbytes % len(scrap))
+        kind = self._byte.Create_hindexed(lengths, [0] * len(lengths)).Commit()
+        entry.requests.append(self.comm.Irecv([scrap, 1, kind], source, BUFFER))
+        kind.Free()  # MPI keeps it until the message is here
 
     def _test_arrivals(self) -> bool:
         active = False
@@ -201,8 +219,8 @@ class MpiPlane:
                 active = True
                 self.moved += 1
                 kind, flags, ident, aux, body = entry.message
-                buffers: Sequence[Buffer] = entry.buffers
-                if flags & BODY_APART:
+                buffers = entry.buffers
+                if flags & BODY_APART and not isinstance(buffers, NoRoom):
                     body, buffers = buffers[0], buffers[1:]
                 self._deliver(self.peers.get(source), kind, flags, ident, aux, body, buffers)
             if not waiting:
@@ -239,6 +257,49 @@ class MpiPlane:
             if entry[3] is not None:
                 entry[3]()
         return active
+
+    # Communicators
+
+    def make_comm(self, pids: Sequence[int], number: int, worn: bool) -> Any:
+        """Make a communicator of some processes: a collective call of theirs alone.
+
+        Args:
+            pids: These processes, us among them.
+            number: Tells it from others that are made at the same time.
+            worn: Whether the world has lost a process.
+        """
+        from mpi4py import MPI
+
+        rank_of = {peer.pid: rank for rank, peer in self.peers.items()}
+        everyone = self.comm.Get_group()
+        group = everyone.Incl([rank_of.get(pid, self.rank) for pid in pids])
+        self.paused = True
+        try:
+            if worn and "Open MPI" in MPI.Get_library_version():
+                # Create_group fails in every world that has noticed a death (5.0.11: PROC_FAILED,
+                # as it would on the dead rank); this, which knows of no world, does not.
+                made = MPI.Intracomm.Create_from_group(group, f"hpcdist-{number}")
+            else:
+                made = self.comm.Create_group(group, number % 32768)
+        finally:
+            self.paused = False
+            group.Free()
+            everyone.Free()
+        made.Set_errhandler(MPI.ERRORS_RETURN)
+        return made
+
+    def free_comm(self, made: Any) -> None:
+        """Let go of a communicator whose other members do the same, each when it can.
+
+        It was left in good order by all. MPI calls this collective; no MPI here waits in it.
+        """
+        self.paused = True
+        try:
+            made.Free()
+        except self._failed:  # a member has died meanwhile
+            pass
+        finally:
+            self.paused = False
 
     # Deaths
 

@@ -19,6 +19,7 @@ T = TypeVar("T")
 _SIOCGIFCONF = 0x8912  # linux/sockios.h
 _IFREQ = 40  # sizeof(struct ifreq) with 64 bits: a name of 16 bytes, then a sockaddr
 _BACKLOG = 1024
+_AGAIN = 0.1  # seconds until those that hung up are dialled again
 _AGREEING = 5.0  # how long one that says nothing keeps us from the next that has answered
 
 
@@ -96,6 +97,9 @@ def dial(
 ) -> T:
     """Reach one of several addresses of a process; all are tried at once.
 
+    Where the other side hangs up on us (it may have been too busy), all are tried once more, until
+    the time is up.
+
     Args:
         targets: Where it may be reached.
         agree: Makes a connection of a socket that is connected; an OSError means that it was
@@ -106,7 +110,28 @@ def dial(
         ConnectionError: None answered; it names each, and what went wrong there.
     """
     deadline = time.monotonic() + timeout
-    failures: dict[Address, str] = {}
+    while True:
+        failures: dict[Address, OSError] = {}
+        made = _dial_once(targets, agree, deadline, failures)
+        if made is not None:
+            return made
+        hung_up = any(isinstance(exc, ConnectionResetError) for exc in failures.values())
+        if not hung_up or time.monotonic() + _AGAIN > deadline:
+            break
+        time.sleep(_AGAIN)
+    tried = "; ".join(
+        f"{host} port {port}: {exc.strerror or exc}" for (host, port), exc in failures.items()
+    )
+    raise ConnectionError(f"none of its addresses answers as it should ({tried or 'none given'})")
+
+
+def _dial_once(
+    targets: Sequence[Address],
+    agree: Callable[[socket.socket, float], T],
+    deadline: float,
+    failures: dict[Address, OSError],
+) -> T | None:
+    begun = time.monotonic()
     waiting = _connect_all(targets, failures)
     try:
         while waiting and time.monotonic() < deadline:
@@ -118,17 +143,16 @@ def dial(
                     return agree(sock, min(left, _AGREEING) if waiting else left)
                 except OSError as exc:
                     sock.close()
-                    failures[target] = exc.strerror or str(exc)
+                    failures[target] = exc
     finally:
         for sock, target in waiting.items():
             sock.close()
-            failures[target] = f"no answer within {timeout:g} s"
-    tried = "; ".join(f"{host} port {port}: {why}" for (host, port), why in failures.items())
-    raise ConnectionError(f"none of its addresses answers as it should ({tried or 'none given'})")
+            failures[target] = TimeoutError(f"no answer within {deadline - begun:.0f} s")
+    return None
 
 
 def _connect_all(
-    targets: Sequence[Address], failures: dict[Address, str]
+    targets: Sequence[Address], failures: dict[Address, OSError]
 ) -> dict[socket.socket, Address]:
     waiting = {}
     for host, port in targets:
@@ -142,7 +166,7 @@ def _connect_all(
             waiting[sock] = (host, port)
         else:
             sock.close()
-            failures[host, port] = os.strerror(status)
+            failures[host, port] = OSError(status, os.strerror(status))
     return waiting
 
 

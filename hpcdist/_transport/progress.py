@@ -1,4 +1,4 @@
-"""The one wait loop: whoever waits drives; a helper thread drives when nobody waits.
+"""The one wait loop: the thread that waits drives; a helper drives when no thread waits.
 
 The thread that waits polls MPI and the links itself, so that a reply costs no hand-over between
 threads (8-11 us for a call, 17 with a second thread on each side). It spins for a moment, then
@@ -8,10 +8,10 @@ Exactly one thread drives at a time: the holder of `_wheel`. Only the driver tou
 and timers. Everyone else appends to an outbox and marks it dirty; the driver flushes it.
 
 The helper has three postures:
-- parked: a driver is asleep in epoll and sees to everything; the helper looks ever more seldom. It
+- parked: a driver is asleep in epoll and does everything; the helper looks ever more seldom. It
   is not woken when that driver goes on: it would want the interpreter just when a call is answered;
 - watching: somebody drove a moment ago; the helper looks every TICK seconds whether it is needed;
-- driving: nobody waits (user code runs, or the REPL is idle); it sleeps in epoll like a driver,
+- driving: no thread waits (user code runs, or the REPL is idle); it sleeps in epoll like a driver,
   but without holding the wheel, so that the next waiter takes over without asking. After a single
   wait it gets the wheel back in its sleep.
 """
@@ -24,13 +24,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
-from hpcdist._transport.contracts import Outbox, Plane, Waitable, open_latch
+from hpcdist._transport.contracts import Waitable, open_latch
 from hpcdist._transport.descriptors import Bed, Descriptors
-from hpcdist._transport.interrupts import InterruptGuard
+from hpcdist._transport.interrupts import InterruptGuard, Interrupts
+from hpcdist._transport.machine import Machine
 from hpcdist._transport.timers import Timers
+from hpcdist._transport.wait_loop import WaitLoop
 
 TICK = 0.002
 _SLEEP_MAX = 0.7  # seconds that a lost wake-up costs at the most
@@ -47,24 +48,25 @@ _ident = threading.get_ident
 _yield = os.sched_yield
 
 
-class Progress:
+class Progress(WaitLoop):
     """Drives all traffic of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine | None = None) -> None:
+        self.machine = machine = machine or Machine()
         self._wheel = threading.Lock()
         self._followers: deque[Any] = deque()
-        self.dirty: deque[Outbox] = deque()
-        self.plane: Plane | None = None
+        self.dirty = deque()
+        self.plane = None
         self.spin = 0.0002
         self.patience = 60  # polls before giving way: fewer where processes outnumber cores
-        self.woke = False  # a message went to a process that may sleep
+        self.woke = False
         self._slept = False  # we were woken just now
         self.linger = _LINGER
-        self.crowding = 1.0  # processes of this host for each core, at least 1
-        self.spans_hosts = False  # the rings of MPI peers elsewhere may get lost
+        self.crowding = 1.0
+        self.spans_hosts = False
         self._spent = -1  # what had moved when pushing on did not help
         self._busy_at = 0.0  # when something came last; kept where that is so
-        self.before_sleep: list[Callable[[], None]] = []
+        self.before_sleep = []
         self._bed: Any = None
         self._watched = watched = Descriptors()
         self.register, self.unregister = watched.register, watched.unregister
@@ -76,15 +78,16 @@ class Progress:
         self._waits = 0
         self._parked = False
         self._helper_asleep = False
-        self._kick_due = False  # the helper sleeps, and has to be told that it drives no more
+        self._kick_due = False  # the helper sleeps, and must learn that it no longer drives
         self._resting = False  # the helper is in epoll
         self._rest_ends = 0.0  # when it looks by itself
         self._taken_at = 0.0  # when the wheel was last taken while it slept
         self._is_rare = False  # that was long before
         self._tick = threading.Lock()
         self._tick.acquire()
-        self._main_inside = False
-        self._interrupted: set[int] = set()  # threads whose wait is to end
+        self.interrupts = Interrupts(machine, self._end_sleeps, self._soonest)
+        self._held, self._noted = self.interrupts.held, self.interrupts.noted
+        self._seized_held = False  # whether the thread that has seized the wheel was held before
         self._usual_interval = sys.getswitchinterval()
         self._is_brisk = False
         self._stopped = True
@@ -114,7 +117,7 @@ class Progress:
         self.dirty.clear()
 
     def forget_after_fork(self) -> None:
-        """In a forked child: close our ends, never drive again."""
+        """Close our ends in a forked child, and never drive again."""
         if not self._stopped:
             self._stopped = True
             self.plane = None
@@ -125,16 +128,16 @@ class Progress:
         self._bed.close()
         self._watched.close()
 
-    def settle(self, processes: int) -> None:
+    def tune(self, processes: int) -> None:
         """Wait in a way that fits so many processes on this host: the more a core, the less."""
         crowded = processes > _CORES + 1
         self.patience, self.spin = (10, 0.0001) if crowded else (60, 0.0002)
         self.crowding = max(1.0, processes / _CORES)
-        # Where cores are shared, whoever gets a message can hardly begin before we are through.
+        # Where cores are shared, a receiver can hardly begin before we are through.
         self.linger = int(min(_LINGER * self.crowding**2, TICK * 1e9))
 
     def detach(self) -> None:
-        """Stop polling the plane; on return nobody is in the middle of it."""
+        """Stop polling the plane; on return no thread is in the middle of it."""
         self.wake()
         with self._wheel:
             self.plane = None
@@ -147,12 +150,11 @@ class Progress:
     # Sending
 
     def nudge(self, wait: float = 0.0) -> None:
-        """Flush the outboxes now, if nobody else is about to; or have it done, within `wait`."""
-        main = _ident() == _MAIN and not self._main_inside
-        if main:
-            self._main_inside = True
+        """Flush the outboxes now unless another thread is about to; or have it done in `wait`."""
+        me = _ident()
+        outer = me not in self._held and self.interrupts.hold(me)
         try:
-            wait = 0.0 if self._driver == _ident() else wait  # a handler of the driver
+            wait = 0.0 if self._driver == me else wait  # a handler of the driver
             if wait and self._asleep:
                 self.wake()
             if self._wheel.acquire(wait > 0, wait or -1):
@@ -164,11 +166,11 @@ class Progress:
             elif self._asleep:
                 self.wake()
         finally:
-            if main:
-                self._leave_main()
+            if outer:
+                self.interrupts.leave(me)
 
     def flush(self) -> None:
-        """Flush now; for a thread that waits next, and sees to all else then."""
+        """Flush now. Only for a thread about to wait: its wait does the rest of a driver's work."""
         if self.seize():
             try:
                 self._flush()
@@ -180,25 +182,27 @@ class Progress:
 
         For a thread that waits next: that wait wakes the helper, if it has to be.
         """
-        main = _ident() == _MAIN and not self._main_inside
-        if main:
-            self._main_inside = True  # before the wheel is ours: Ctrl-C must not come between
+        me = _ident()
+        # Before the wheel is ours: an interrupt must not come between.
+        outer = me not in self._held and self.interrupts.hold(me)
         if self._wheel.acquire(False):
-            self._driver = _ident()
+            self._driver = me
+            self._seized_held = not outer
             return True
-        if main:
-            self._leave_main()
+        if outer:
+            self.interrupts.leave(me)
         return False
 
     def let_go(self) -> None:
         """Give the wheel back."""
+        held = self._seized_held
         try:
             self._release()
         finally:
-            if self._main_inside and _ident() == _MAIN:
-                self._leave_main()
+            if not held:
+                self.interrupts.leave(_ident())
         if self._slept:
-            _yield()  # whoever woke us may wait for this very core, and for what was just sent
+            _yield()  # the waker may wait for this very core, and for the message just sent
 
     def soon(self) -> None:
         """See to it that what was posted leaves within a tick."""
@@ -230,7 +234,7 @@ class Progress:
         if latch is not None:
             open_latch(latch)
         elif self._asleep:
-            # The sleeping driver may be the one who waits (we are another thread).
+            # The sleeping driver may be the waiter (we are another thread).
             self.wake()
 
     def wait(self, slot: Waitable, deadline: float | None = None, lasting: bool = False) -> None:
@@ -246,13 +250,13 @@ class Progress:
             KeyboardInterrupt: Ctrl-C; nothing is lost, the wait alone ends.
         """
         self._waits += 1
-        main = (me := _ident()) == _MAIN
-        while not slot.ready:
-            if self._interrupted:
-                self._raise_if_interrupted(me)
-            if main:  # before the wheel is ours: Ctrl-C must not come between
-                self._main_inside = True
-            try:
+        me, noted = _ident(), self._noted
+        # Before the wheel is ours: an interrupt must not come between.
+        outer = me not in self._held and self.interrupts.hold(me)
+        try:
+            while not slot.ready:
+                if noted:
+                    self.interrupts.look(me)
                 if self._wheel.acquire(False):
                     try:
                         self._take_wheel()
@@ -260,29 +264,22 @@ class Progress:
                         self._drive(slot, deadline, me, lasting)
                     finally:
                         self._release(waited=True)
-                    continue
-            finally:
-                if main:
-                    self._leave_main()
-            self._follow(slot, deadline)
+                else:
+                    self._follow(slot, deadline, me)
+        finally:
+            if outer:
+                self.interrupts.leave(me)
 
-    def interrupt(self, thread: int) -> None:
-        """End the wait a thread is in with KeyboardInterrupt."""
-        self._interrupted.add(thread)
+    def _end_sleeps(self) -> None:
+        """Let every thread that waits look whether its wait has been interrupted."""
         for latch in list(self._followers):
             open_latch(latch)
         if self._asleep:
             self.wake()
 
-    def _raise_if_interrupted(self, me: int) -> None:
-        if me in self._interrupted:
-            self._interrupted.discard(me)
-            raise KeyboardInterrupt
-
-    def _leave_main(self) -> None:
-        self._main_inside = False
-        if self._interrupted:
-            self._raise_if_interrupted(_MAIN)
+    def _soonest(self, fn: Callable[[], None]) -> None:
+        self.start()
+        self.call_later(0.0, fn)
 
     def _take_wheel(self) -> None:
         if self._helper_asleep:
@@ -300,7 +297,7 @@ class Progress:
             sys.setswitchinterval(self._usual_interval)
 
     def _release(self, waited: bool = False) -> None:
-        """Give the wheel up, and see that whoever needs it next knows."""
+        """Give the wheel up, and notify the thread that needs it next."""
         kick, self._kick_due = self._kick_due, False
         try:
             if kick and waited and self._is_rare:
@@ -333,7 +330,7 @@ class Progress:
         return self._timers.first() >= self._rest_ends
 
     def _be_brisk(self) -> None:
-        """Let the helper have the interpreter soon, should it want it while nobody waits."""
+        """Let the helper have the interpreter soon, if it wants it while no thread waits."""
         if not self._is_brisk:
             self._is_brisk = True
             sys.setswitchinterval(_BRISK)
@@ -347,22 +344,22 @@ class Progress:
         if self._followers:
             self._release_follower()
 
-    def _follow(self, slot: Waitable, deadline: float | None) -> None:
+    def _follow(self, slot: Waitable, deadline: float | None, me: int) -> None:
         latch = threading.Lock()
         latch.acquire()
         slot.latch = latch
         self._followers.append(latch)
         try:
-            if slot.ready or not self._wheel.locked():
+            if slot.ready or me in self._noted or not self._wheel.locked():
                 return
             if self._asleep and self.dirty:
                 self.wake()
-            if deadline is None:
-                latch.acquire()
-            else:
-                left = deadline - _now()
-                if left <= 0 or (not latch.acquire(timeout=left) and not slot.ready):
-                    raise TimeoutError
+            # No longer than that: a signal that comes just before does not end this sleep.
+            left = _SLEEP_MAX if deadline is None else min(_SLEEP_MAX, deadline - _now())
+            if left > 0:
+                latch.acquire(timeout=left)
+            if deadline is not None and not slot.ready and _now() >= deadline:
+                raise TimeoutError
         finally:
             slot.latch = None
             try:
@@ -373,13 +370,20 @@ class Progress:
                     self._release_follower()
 
     def _drive(self, slot: Waitable, deadline: float | None, me: int, lasting: bool) -> None:
+        """Look at MPI and the sockets until the slot is ready; look less often, then sleep.
+
+        `turn` counts looks in a row that found nothing: the first `patience` of them follow each
+        other at once, later ones give the core away in between, every eighth of these asks the
+        clock. `rest` is when to sleep, 0 until the clock was asked; `push` until when to go on
+        for the sake of what MPI moves in pieces, which takes a look of ours for each piece.
+        """
         plane = self.plane
         poll_fds, patience = self._watched.epoll.poll, 0 if lasting else self.patience
         turn, looks, rest, push = 0, 0, 0.0, 0.0
         if self._slept or self.woke or (plane is not None and plane.woke):
             self._slept = False
             self._flush()
-            _yield()  # whoever rings and who is rung are often put on one core
+            _yield()  # the kernel often puts the woken process on the waker's core
             patience = 0
             if plane is not None:
                 plane.poll()  # one look can miss what has come meanwhile
@@ -394,6 +398,8 @@ class Progress:
                     return
             else:
                 active = False
+            # Asking the kernel for sockets costs ten looks at MPI: each 16th time, each 2nd while
+            # they bring something.
             if plane is None or looks & self._seldom == 0:
                 for fd, events in poll_fds(0):
                     active = True
@@ -401,7 +407,7 @@ class Progress:
                     self._watched.handle(fd, events)
                 if slot.ready:
                     return
-            if self._interrupted and me in self._interrupted:
+            if self._noted and me in self._noted:
                 return  # `wait` raises it once the wheel is free
             looks += 1
             if active:
@@ -411,7 +417,7 @@ class Progress:
                 continue
             turn += 1
             if turn <= patience:
-                continue
+                continue  # a reply is most often there within these: no system call before it
             busy = plane is not None and plane.busy()  # with what needs polling
             if not lasting:
                 _yield()
@@ -420,15 +426,18 @@ class Progress:
                 if deadline is not None and now >= deadline:
                     raise TimeoutError
                 self._timers.run(now)
+                # Where the wait is for long work, `lasting`, there is no spinning to be timed.
                 if rest == 0.0 and (busy or not lasting):
                     rest, push = now + self.spin, now + _PUSH
                     if self.woke or (plane is not None and plane.woke):
-                        # Whoever was asleep takes a while: falling asleep too would double it.
+                        # A sleeper takes a while to wake: falling asleep too would double it.
                         rest = now + _WAKE_UP
                         self.woke = False
                         if plane is not None:
                             plane.woke = False
                 elif now > rest:
+                    # While large buffers move, go on; once a whole `_PUSH` has moved none of them,
+                    # `_spent` remembers how far they were, and nobody pushes again until they move.
                     if plane is not None and busy and not lasting:
                         if now < push and plane.moved != self._spent:
                             continue
@@ -437,6 +446,8 @@ class Progress:
                     self._slept = True
                     if slot.ready:
                         return
+                    # Awake: somebody has rung. From now on no looks without a pause between them:
+                    # who rang may need this core. The plane may have been detached meanwhile.
                     turn, rest, patience, plane = 0, 0.0, 0, self.plane
 
     def _flush(self) -> None:
@@ -451,12 +462,14 @@ class Progress:
 
     def _sleep(self, slot: Waitable, deadline: float | None) -> None:
         """Sleep until something happens, having made sure that whatever happens wakes us."""
-        guard = InterruptGuard(self.on_sigint) if self._main_inside else None
+        interrupts = self.interrupts
+        on_main = self._driver == interrupts.main
+        guard = InterruptGuard(interrupts.on_sigint) if on_main else None
         try:
             self._asleep = True
             timeout = self._get_ready_to_sleep(deadline)
             events = []
-            if timeout > 0 and not (slot.ready or self.dirty or self._interrupted):
+            if timeout > 0 and not (slot.ready or self.dirty or self._driver in self._noted):
                 events = self._watched.epoll.poll(timeout)
             self._asleep = False
             plane = self.plane
@@ -580,20 +593,3 @@ class Progress:
             open_latch(self._tick)
         if self._bed is not None:
             self._bed.kick()
-
-    # Ctrl-C
-
-    def on_sigint(self, signum: int, frame: FrameType | None) -> None:
-        """Handle Ctrl-C on the main thread.
-
-        In the middle of a driver's work an exception would lose messages: it is kept until the
-        driver looks. Anywhere else it is raised at once.
-        """
-        if self._main_inside:
-            self._interrupted.add(_MAIN)
-            self.wake()
-        else:
-            raise KeyboardInterrupt
-
-
-_MAIN = threading.main_thread().ident or 0

@@ -6,36 +6,33 @@ Same world: MPI. Anyone else: the link. Nothing above this module knows which it
 from __future__ import annotations
 
 import struct
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from hpcdist._transport.link import Link
-from hpcdist._transport.mpi import Item, MpiPlane
-from hpcdist._transport.progress import Progress
-from hpcdist._wire.frames import CONTROL, FRAME_MAX, HEAD, Buffer, pack
+from hpcdist._transport.contracts import Item, Plane, Way
+from hpcdist._transport.wait_loop import WaitLoop
+from hpcdist._wire import messages
+from hpcdist._wire.frames import CONTROL, FRAME_MAX, HEAD, Body, Buffer, pack
+from hpcdist._wire.messages import ACKNOWLEDGE, RELEASE
 
-_clock = time.perf_counter_ns
 _head = HEAD.pack
 
-# The controls that peers gather themselves; all others are in `_runtime/controls.py`.
-RELEASE = 1  # references counted down: triples (whence, id, n)
-ACKNOWLEDGE = 12  # an item that was taken has come: the id of the take
 _TRIPLE = struct.Struct("<QQq")
 
 
 class Peer:
     """A process we talk to."""
 
-    def __init__(self, pid: int, progress: Progress) -> None:
+    def __init__(self, pid: int, progress: WaitLoop) -> None:
         self.pid = pid
         self.alive = True
         self.rank = -1
-        self.link: Link | None = None
-        self.plane: MpiPlane | None = None
+        self.link: Way | None = None
+        self.plane: Plane | None = None
         self.outbox: deque[Item] = deque()
         self.size = 0
+        self.sent = 0  # bytes, all told
         self.queued = False
         self.flushed = 0
         self.known: set[int] = set()  # ids of functions it has the definition of
@@ -44,6 +41,7 @@ class Peer:
         self.taken: deque[int] = deque()  # takes from its channels that are to be acknowledged
         self.reach: Callable[[Peer], None] | None = None  # dials where there is no link yet
         self._progress = progress
+        self._clock = progress.machine.clock
 
     def post(
         self,
@@ -58,11 +56,17 @@ class Peer:
             buffers: What follows them.
             end: Called by the driver once the buffers are the sender's again.
         """
-        self.outbox.append((data, buffers, end) if buffers else data)
-        self.size += len(data)
-        if not self.queued:
-            self.queued = True
-            self._progress.dirty.append(self)
+        try:
+            if buffers:
+                self.outbox.append((data, buffers, end))
+                self.sent += sum(memoryview(buffer).nbytes for buffer in buffers)
+            else:
+                self.outbox.append(data)
+            self.size += len(data)
+        finally:  # an interrupt may come behind `append`: what is in there has to leave
+            if not self.queued:
+                self.queued = True
+                self._progress.dirty.append(self)
 
     def acknowledge(self, ident: int) -> None:
         """Tell that a taken item has come: along with the next message, or with the next flush."""
@@ -82,6 +86,7 @@ class Peer:
             while self.taken:  # behind the message, which is what somebody waits for
                 data += _head(CONTROL, 0, 0, 0, self.taken.popleft(), ACKNOWLEDGE)
             self.plane.send_frame(self.rank, data)
+            self.sent += len(data)
         finally:
             progress.let_go()
 
@@ -91,25 +96,30 @@ class Peer:
             self.post(data)
         else:
             self.plane.send_frame(self.rank, data)
+            self.sent += len(data)
 
     def send_now(self, data: bytes) -> None:
-        """Send one message now, by whatever way; for who holds the wheel."""
+        """Send one message now, by any way. Only for the thread that holds the wheel."""
         self.answer(data)
         if self.outbox:
             self.flush()
 
     def hurry(self) -> None:
         """Flush now, unless messages follow so closely that gathering them pays."""
-        if self.size > FRAME_MAX or _clock() - self.flushed > self._progress.linger:
+        if self.size > FRAME_MAX or self._clock() - self.flushed > self._progress.linger:
             self._progress.nudge()
         else:
             self._progress.soon()
 
-    def control(
-        self, op: int, ident: int = 0, body: bytes = b"", buffers: Sequence[Buffer] = ()
+    def send(
+        self,
+        message: NamedTuple,
+        ident: int = 0,
+        body: bytes = b"",
+        buffers: Sequence[Buffer] = (),
     ) -> None:
         """Post a control."""
-        self.post(*pack(CONTROL, 0, ident, op, body, buffers))
+        self.post(*messages.packed(message, ident, body, buffers))
 
     def flush(self) -> None:
         """Hand the outbox to the route. Called by the driver alone."""
@@ -121,6 +131,7 @@ class Peer:
             items.append(outbox.popleft())
         while self.taken:
             items.append(_head(CONTROL, 0, 0, 0, self.taken.popleft(), ACKNOWLEDGE))
+        self.sent += self.size
         self.size = 0
         if not items or not self.alive:
             _end(items)
@@ -129,11 +140,11 @@ class Peer:
             self.plane.send(self.rank, items)
         elif self.link is not None:
             self.link.send(items)
-        else:  # no way yet: whoever makes one flushes again
+        else:  # no way yet: making one flushes again
             outbox.extendleft(reversed(items))
             if self.reach is not None:
                 self.reach(self)
-        self.flushed = _clock()
+        self.flushed = self._clock()
 
     def drop(self) -> None:
         """Forget what was to be sent: the process is dead."""
@@ -164,6 +175,6 @@ def _end(items: list[Item]) -> None:
             item[2]()
 
 
-def triples(body: Any) -> list[tuple[int, int, int]]:
+def triples(body: Body) -> list[tuple[int, int, int]]:
     """Read the body of a RELEASE control."""
     return list(_TRIPLE.iter_unpack(body))

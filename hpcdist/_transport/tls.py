@@ -11,43 +11,85 @@ import socket
 import ssl
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 from hpcdist import _config
+from hpcdist._wire.frames import Buffer
 
 _RECORD = 16 * 1024  # what one TLS record carries at most
 _CHUNK = 256 * 1024
 _DAYS = 400
 
-_lock = threading.Lock()  # guards both below
-_pem: str | None = None
-_contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+
+class Contexts(NamedTuple):
+    """What TLS is spoken with."""
+
+    dialled: ssl.SSLContext  # by those who are dialled,
+    dialling: ssl.SSLContext  # and by those who dial
+
+
+class Certificate:
+    """A cluster's certificate as one process knows it, and the contexts that are made of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards both below
+        self._pem: str | None = None
+        self._contexts: Contexts | None = None
+
+    def certificate(self) -> str:
+        """Return the cluster's key and certificate (PEM), made at the first question."""
+        with self._lock:
+            if self._pem is None:
+                self._pem = _make()
+            return self._pem
+
+    def adopt(self, pem: str) -> None:
+        """Take over the certificate of the cluster that this process joins."""
+        with self._lock:
+            if pem != self._pem:
+                self._pem, self._contexts = pem, None
+
+    def contexts(self) -> Contexts:
+        """Return what TLS is spoken with, made at the first question."""
+        pem = self.certificate()
+        with self._lock:
+            if self._contexts is None:
+                self._contexts = Contexts(
+                    _context(pem, ssl.PROTOCOL_TLS_SERVER),
+                    _context(pem, ssl.PROTOCOL_TLS_CLIENT),
+                )
+            return self._contexts
+
+
+_ours = Certificate()  # this process is part of one cluster
 
 
 def certificate() -> str:
     """Return the cluster's key and certificate (PEM), made at the first question."""
-    global _pem
-    with _lock:
-        if _pem is None:
-            _pem = _make()
-        return _pem
+    return _ours.certificate()
 
 
 def adopt(pem: str) -> None:
     """Take over the certificate of the cluster that this process joins."""
-    global _pem
-    with _lock:
-        _pem = pem
+    _ours.adopt(pem)
 
 
-def accept(sock: socket.socket, timeout: float) -> Secure:
-    """Agree on TLS with whoever dialled; an OSError if it is not one of ours."""
-    return _agree(sock, 0, timeout)
+def begin(sock: socket.socket) -> Secure:
+    """Begin to agree on TLS with a dialler: `Secure.shake` does it, without waiting."""
+    sock.setblocking(False)
+    return _wrap(sock, 0)
 
 
 def dial(sock: socket.socket, timeout: float) -> Secure:
-    """Agree on TLS with whom we dialled; an OSError if it is not one of ours."""
-    return _agree(sock, 1, timeout)
+    """Agree on TLS with the process we dialled; an OSError if it is not one of ours."""
+    sock.settimeout(timeout)
+    secure = _wrap(sock, 1)
+    try:
+        secure.shake()
+    except BaseException:
+        secure.close()
+        raise
+    return secure
 
 
 class Secure:
@@ -69,6 +111,26 @@ class Secure:
         self.getpeername = sock.getpeername
         self.pending = sock.pending
         self.close = sock.close
+        self.detach = sock.detach
+
+    def shake(self) -> None:
+        """Agree with the other side, as far as it goes.
+
+        Raises:
+            BlockingIOError: There is more to come.
+            ConnectionResetError: The other side hung up.
+            OSError: It is not one of ours.
+        """
+        try:
+            self._sock.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+        except ssl.SSLEOFError as exc:
+            raise ConnectionResetError("it hung up before TLS was agreed on") from exc
+
+    def shutdown(self, how: int) -> None:
+        """Shut it down, as other threads may be using it: SSLSocket would forget its state."""
+        socket.socket.shutdown(self._sock, how)
 
     def recv(self, size: int) -> bytes:
         """Receive up to `size` bytes."""
@@ -78,7 +140,7 @@ class Secure:
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
 
-    def recv_into(self, buffer: Any) -> int:
+    def recv_into(self, buffer: memoryview) -> int:
         """Receive into a buffer; at most one record."""
         try:
             with self._one_at_a_time:
@@ -86,11 +148,11 @@ class Secure:
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
 
-    def send(self, data: Any) -> int:
+    def send(self, data: Buffer) -> int:
         """Send some of `data`; return how much."""
         return self.sendmsg((memoryview(data),))
 
-    def sendall(self, data: Any) -> None:
+    def sendall(self, data: Buffer) -> None:
         """Send all of `data`, waiting where it has to."""
         with self._one_at_a_time:
             self._sock.sendall(data)
@@ -121,15 +183,15 @@ def _gather(views: Sequence[memoryview]) -> memoryview | bytes:
     return b"".join(parts)
 
 
-def _agree(sock: socket.socket, side: int, timeout: float) -> Secure:
-    keep_alive(sock)
-    sock.settimeout(timeout)
-    context = _both()[side]
+def _wrap(sock: socket.socket, side: int) -> Secure:
     try:
-        return Secure(context.wrap_socket(sock, server_side=not side))
+        keep_alive(sock)
+        context = _ours.contexts()[side]
+        wrapped = context.wrap_socket(sock, server_side=not side, do_handshake_on_connect=False)
     except BaseException:
         sock.close()
         raise
+    return Secure(wrapped)
 
 
 def keep_alive(sock: socket.socket) -> None:
@@ -146,19 +208,6 @@ def keep_alive(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, max(1, limit // every - 1))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit * 1000)
-
-
-def _both() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The contexts of those who are dialled and of those who dial."""
-    global _contexts
-    pem = certificate()
-    with _lock:
-        if _contexts is None:
-            _contexts = (
-                _context(pem, ssl.PROTOCOL_TLS_SERVER),
-                _context(pem, ssl.PROTOCOL_TLS_CLIENT),
-            )
-        return _contexts
 
 
 def _context(pem: str, protocol: int) -> ssl.SSLContext:

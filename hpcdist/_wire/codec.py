@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
-import cloudpickle
 from cloudpickle import cloudpickle as _cloud
 
+from hpcdist import _pickler
 from hpcdist._wire.blocks import blank
 from hpcdist._wire.frames import Buffer
 
@@ -26,9 +26,15 @@ _ATOMS = {int, float, complex, bool, str, bytes, type(None)}  # nothing inside t
 _only_atoms = _ATOMS.issuperset
 _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError, NotImplementedError)
 
-# References met while pickling, as (thread, reference): whoever sends the bytes counts them.
-# A plain list that is nearly always empty costs the hot path one look.
-met: list[tuple[int, Any]] = []
+
+class _Met(threading.local):
+    """The references that a thread has met while pickling: the sender of the bytes counts them."""
+
+    def __init__(self) -> None:
+        self.refs: list[Any] = []
+
+
+met = _Met()
 
 
 class Payload:
@@ -67,12 +73,12 @@ def copied(buffer: Buffer) -> Buffer:
 
 
 def main_globals() -> dict[str, Any]:
-    """The globals in which by-value functions of `__main__` run, here and on every process."""
+    """Return the globals in which by-value functions of `__main__` run, on every process."""
     return sys.modules["__main__"].__dict__
 
 
 class _MainGlobals:
-    """Stands for `main_globals()` of whoever unpickles."""
+    """Stands for `main_globals()` of the process that unpickles."""
 
     def __reduce__(self) -> Any:
         return main_globals, ()
@@ -81,7 +87,7 @@ class _MainGlobals:
 _MAIN = _MainGlobals()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(_pickler.Pickler):
     """cloudpickle, except that functions of `__main__` run in the receiver's `__main__`.
 
     cloudpickle gives such functions a private copy of their globals; Julia gives them the
@@ -101,7 +107,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return code, base, name, defaults, closure
 
 
-def dumps(value: Any) -> Payload:
+def dumps(value: object) -> Payload:
     """Pickle a value completely; nothing has been sent if this raises."""
     if type(value) in _ATOMS or (type(value) is tuple and _only_atoms(map(type, value))):
         return Payload(pickle.dumps(value, 5))
@@ -109,7 +115,7 @@ def dumps(value: Any) -> Payload:
     try:
         body = pickle.dumps(value, 5, buffer_callback=_set_apart(buffers))
         if b"__main__" not in body:
-            return Payload(body, buffers, _taken()) if met else Payload(body, buffers)
+            return Payload(body, buffers, _taken()) if met.refs else Payload(body, buffers)
     except _NOT_PICKLED:
         pass
     except BaseException:
@@ -121,7 +127,7 @@ def dumps(value: Any) -> Payload:
     return payload
 
 
-def in_pieces(value: Any) -> tuple[list[bytes], Payload]:
+def in_pieces(value: object) -> tuple[list[bytes], Payload]:
     """Pickle a value; the stream comes in pieces, large objects as they are."""
     buffers: list[Buffer] = []
     stream = _Pieces()
@@ -135,7 +141,7 @@ def in_pieces(value: Any) -> tuple[list[bytes], Payload]:
     return _by_cloudpickle(value)
 
 
-def _by_cloudpickle(value: Any) -> tuple[list[bytes], Payload]:
+def _by_cloudpickle(value: object) -> tuple[list[bytes], Payload]:
     buffers: list[Buffer] = []
     stream = _Pieces()
     pickler = _Pickler(stream, 5, buffer_callback=_set_apart(buffers))
@@ -145,7 +151,7 @@ def _by_cloudpickle(value: Any) -> tuple[list[bytes], Payload]:
     return stream.pieces, payload
 
 
-def _dump(pickler: pickle.Pickler, value: Any) -> None:
+def _dump(pickler: pickle.Pickler, value: object) -> None:
     """Pickle a value; if that fails, the references met on the way are forgotten."""
     try:
         pickler.dump(value)
@@ -178,31 +184,42 @@ def _set_apart(buffers: list[Buffer]) -> Callable[[pickle.PickleBuffer], bool]:
     return apart
 
 
-def dump_atoms(args: tuple[Any, ...]) -> bytes | None:
+def dump_atoms(args: tuple[object, ...]) -> bytes | None:
     """Pickle arguments with nothing inside to look after; None: they are not of that kind."""
     return pickle.dumps(args, 5) if _only_atoms(map(type, args)) else None
 
 
 def loads(body: bytes | bytearray | memoryview, buffers: Sequence[Buffer] = ()) -> Any:
     """Rebuild a value from its stream and buffers."""
-    return pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
+    try:
+        return pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
+    except ModuleNotFoundError as exc:
+        if _PATH_ADVICE not in str(exc.msg):
+            exc.msg = f"{exc.msg}: {_PATH_ADVICE}"
+            exc.args = (exc.msg,)
+        raise
+
+
+_PATH_ADVICE = (
+    "this process cannot import what it was sent. Workers take over sys.path when they start. To "
+    """change it later: everywhere("import sys; sys.path.insert(0, '/the/folder')", later=True)"""
+)
 
 
 def _taken() -> Sequence[Any]:
     """Take the references this thread met since it last asked."""
-    if not met:
+    refs = met.refs
+    if not refs:
         return ()
-    me = threading.get_ident()
-    mine = [ref for thread, ref in met if thread == me]
-    met[:] = [entry for entry in met if entry[0] != me]
-    return mine
+    met.refs = []
+    return refs
 
 
-def by_reference(f: Any) -> bool:
+def by_reference(f: object) -> bool:
     """Tell whether a function or class can be found by name on any process."""
     return bool(_cloud._should_pickle_by_reference(f))
 
 
 def global_names(code: CodeType) -> Sequence[str]:
-    """Names of the globals a function's code uses, nested functions included."""
+    """Return the names of the globals a function's code uses, nested functions included."""
     return list(_cloud._extract_code_globals(code))

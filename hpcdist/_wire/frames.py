@@ -33,6 +33,7 @@ BODY_MAX = 64 * 1024  # a longer body travels as a buffer, so that frames stay s
 FRAME_MAX = 8 * 1024  # small messages are gathered up to this size
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
+Body = bytes | bytearray | memoryview  # what follows the head of a message
 _SIZE = struct.Struct("<Q")
 
 
@@ -57,6 +58,6 @@ def pack(
     return HEAD.pack(kind, flags, 0, len(body), ident, aux) + body, ()
 
 
-def sizes(body: bytes | bytearray | memoryview, count: int) -> list[int]:
+def sizes(body: Buffer, count: int) -> list[int]:
     """Read the sizes of the buffers announced at the front of a body."""
     return [_SIZE.unpack_from(body, 8 * k)[0] for k in range(count)]

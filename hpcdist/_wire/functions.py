@@ -12,6 +12,7 @@ their present value.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import pickle
 import sys
@@ -21,8 +22,9 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleT
 from typing import Any
 
 from hpcdist._wire import codec, frames
+from hpcdist._wire.reloads import Reloads
 
-_CONSTANT = (int, float, complex, str, bytes, bool, type(None), ModuleType, BuiltinFunctionType)
+_CONSTANT = (int, float, complex, str, bytes, bool, type(None), range, ModuleType)
 _COROUTINE = inspect.CO_COROUTINE
 _KEPT_MOST = 4096
 
@@ -30,7 +32,9 @@ _KEPT_MOST = 4096
 class Description:
     """What a sender knows of one function."""
 
-    __slots__ = ("definition", "flags", "guards", "ident", "names", "plain", "ref", "varies")
+    __slots__ = (
+        "definition", "flags", "guards", "home", "ident", "names", "plain", "ref", "spec", "varies",
+    )  # fmt: skip
 
     def __init__(self, ident: int, definition: bytes, flags: int) -> None:
         self.ident = ident
@@ -41,6 +45,8 @@ class Description:
         # Values the definition holds: (globals, name, value); another value, another definition.
         self.guards: tuple[tuple[dict[str, Any], str, Any], ...] = ()
         self.ref: Callable[[], Any] = _nothing
+        self.home: ModuleType | None = None  # the module that it is found in by name
+        self.spec: Any = None  # of that module, when it was last looked at
         self.plain = False  # the id says all: nothing has to be looked at before a call
 
 
@@ -48,83 +54,176 @@ def _nothing() -> None:
     return None
 
 
-_by_id: dict[int, Description] = {}
-_by_code: dict[int, tuple[CodeType, str, Description]] = {}
+class Functions:
+    """The functions that one process sends, and those that it was sent."""
 
+    def __init__(self) -> None:
+        # Called with the name of a module that was reloaded in this process.
+        self.on_reload: list[Callable[[str], None]] = []
+        self._reloads = Reloads(self.on_reload)
+        self._by_id: dict[int, Description] = {}
+        self._by_code: dict[int, tuple[CodeType, str, Description]] = {}
+        self._definitions: dict[int, bytes] = {}  # that came
+        self._made: dict[int, Any] = {}  # what was made of these
 
-def describe(f: Any) -> Description | None:
-    """Describe a function, or return None if it must travel whole."""
-    known = _by_id.get(id(f))
-    if known is not None and known.ref() is f:
-        if known.guards and not all(g.get(n) is v for g, n, v in known.guards):
-            return _describe_anew(f)
-        return known
-    return _describe_anew(f)
+    # The sender's side
 
+    def describe(self, f: object) -> Description | None:
+        """Describe a function, or return None if it must travel whole."""
+        known = self._by_id.get(id(f))
+        if known is not None and known.ref() is f:
+            if known.guards and not all(g.get(n) is v for g, n, v in known.guards):
+                return self._describe_anew(f)
+            if known.home is not None and known.home.__spec__ is not known.spec:
+                return self._describe_anew(f)  # by value, if it is not the module's any more
+            return known
+        return self._describe_anew(f)
 
-def _describe_anew(f: Any) -> Description | None:
-    found = _description(f)
-    if found is None:
-        return None
-    key = id(f)
-    found.plain = not (found.varies or found.names or found.guards)
-    try:
-        found.ref = weakref.ref(f, lambda _: _by_id.pop(key, None))
-    except TypeError:  # builtins cannot be weakly referenced; they live as long as we do
-        found.ref = lambda: f
-    if len(_by_id) >= _KEPT_MOST:
-        _by_id.clear()
-    _by_id[key] = found
-    return found
-
-
-def _description(f: Any) -> Description | None:
-    if isinstance(f, FunctionType):
-        if "<" not in f.__qualname__ and codec.by_reference(f):
-            return _named(f)
-        if f.__globals__ is codec.main_globals():
-            return _skeleton(f)
-        return _whole(f)
-    if isinstance(f, BuiltinFunctionType) and isinstance(f.__self__, ModuleType):
-        return _named(f)
-    if isinstance(f, type) and f.__module__ != "__main__" and codec.by_reference(f):
-        return _named(f)
-    return None
-
-
-def _named(f: Any) -> Description | None:
-    try:
-        reference = pickle.dumps(f, 5)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return None
-    name = getattr(f, "__qualname__", ".")
-    if "." in name:
-        return _finished(("object", reference), _flags(f))
-    return _finished(("named", f.__module__, name, reference), _flags(f))
-
-
-def _skeleton(f: FunctionType) -> Description | None:
-    """Describe a function of `__main__` by its code alone."""
-    code, name = f.__code__, f.__qualname__
-    kept = _by_code.get(id(code))
-    if kept is not None and kept[1] == name:
-        base = kept[2]
-    else:
+    def _describe_anew(self, f: object) -> Description | None:
+        found = self._description(f)
+        if found is None:
+            return None
+        key = id(f)
+        found.plain = not (found.varies or found.names or found.guards)
         try:
-            payload = codec.dumps((code, (f.__name__, name, f.__doc__, f.__annotations__)))
-        except Exception:  # an annotation that cannot be pickled: let the whole function try
+            by_id = self._by_id
+            found.ref = weakref.ref(f, lambda _: by_id.pop(key, None))
+        except TypeError:  # builtins cannot be weakly referenced; they live as long as we do
+            found.ref = lambda: f
+        if len(self._by_id) >= _KEPT_MOST:
+            self._by_id.clear()
+        self._by_id[key] = found
+        return found
+
+    def _description(self, f: object) -> Description | None:
+        if isinstance(f, FunctionType):
+            if "<" not in f.__qualname__ and codec.by_reference(f):
+                return self._named(f)
+            if f.__globals__ is codec.main_globals():
+                return self._skeleton(f)
+            return _whole(f)
+        if isinstance(f, BuiltinFunctionType) and isinstance(f.__self__, ModuleType):
+            return self._named(f)
+        if isinstance(f, type) and f.__module__ != "__main__" and codec.by_reference(f):
+            return self._named(f)
+        return None
+
+    def _named(self, f: object) -> Description | None:
+        try:
+            reference = pickle.dumps(f, 5)
+        except (pickle.PicklingError, AttributeError, TypeError):
             return None
-        if payload.buffers or payload.refs:
-            return None
-        base = _finished(("code", payload.body), _flags(f))
-        base.names = tuple(codec.global_names(code))
-        if len(_by_code) >= _KEPT_MOST:
-            _by_code.clear()
-        _by_code[id(code)] = (code, name, base)
-    made = Description(base.ident, base.definition, base.flags)
-    made.names = base.names
-    made.varies = bool(f.__closure__ or f.__defaults__ or f.__kwdefaults__ or f.__dict__)
-    return made
+        name = getattr(f, "__qualname__", ".")
+        parts = ("object", reference) if "." in name else ("named", f.__module__, name, reference)
+        made = _finished(parts, _flags(f))
+        home = sys.modules.get(f.__module__)
+        if isinstance(home, ModuleType):
+            made.home, made.spec = home, self._reloads.look(home)
+        return made
+
+    def _skeleton(self, f: FunctionType) -> Description | None:
+        """Describe a function of `__main__` by its code alone."""
+        code, name = f.__code__, f.__qualname__
+        kept = self._by_code.get(id(code))
+        if kept is not None and kept[1] == name:
+            base = kept[2]
+        else:
+            try:
+                payload = codec.dumps((code, (f.__name__, name, f.__doc__, f.__annotations__)))
+            except Exception:  # an annotation that cannot be pickled: let the whole function try
+                return None
+            if payload.buffers or payload.refs:
+                return None
+            base = _finished(("code", payload.body), _flags(f))
+            base.names = tuple(codec.global_names(code))
+            if len(self._by_code) >= _KEPT_MOST:
+                self._by_code.clear()
+            self._by_code[id(code)] = (code, name, base)
+        made = Description(base.ident, base.definition, base.flags)
+        made.names = base.names
+        made.varies = bool(f.__closure__ or f.__defaults__ or f.__kwdefaults__ or f.__dict__)
+        return made
+
+    def news(self, names: tuple[str, ...], seen: dict[str, Any]) -> dict[str, Any] | None:
+        """Pick the globals of `__main__` that a peer needs before it runs a function.
+
+        Args:
+            names: The globals the function uses.
+            seen: The globals the peer has got so far. The sender of the news updates it.
+        """
+        out: dict[str, Any] = {}
+        self._collect(names, seen, codec.main_globals(), out, set())
+        return out or None
+
+    def _collect(
+        self,
+        names: tuple[str, ...],
+        seen: dict[str, Any],
+        main: dict[str, Any],
+        out: dict[str, Any],
+        done: set[str],
+    ) -> bool:
+        """Collect into `out`; tell whether anything was new."""
+        anything = False
+        for name in names:
+            if name in done or name not in main:
+                continue
+            done.add(name)
+            value = main[name]
+            fresh = seen.get(name, _Empty) is not value
+            if isinstance(value, FunctionType) and value.__globals__ is main:
+                inner = tuple(codec.global_names(value.__code__))
+                varies = bool(value.__closure__ or value.__defaults__ or value.__kwdefaults__)
+                fresh = self._collect(inner, seen, main, out, done) or fresh or varies
+            elif isinstance(value, ModuleType):
+                self._reloads.look(value)
+            elif not isinstance(value, type) and not _stays(value):
+                fresh = True
+            if fresh:
+                out[name] = value
+                anything = True
+        return anything
+
+    def notice_reloads(self, f: object) -> None:
+        """Notice reloads of the modules that a function comes from, or names."""
+        known = self.describe(f)
+        if known is not None:
+            self.news(known.names, {})
+
+    # The receiver's side
+
+    def define(self, ident: int, definition: bytes) -> None:
+        """Keep a definition that arrived; it is read when a call first needs it."""
+        if ident not in self._definitions:
+            self._definitions[ident] = definition
+
+    def function(self, ident: int, variable: tuple[object, ...] | None = None) -> Any:
+        """Give the function of an id, with its captured values."""
+        made = self._made.get(ident)
+        if made is None:
+            made = self._made[ident] = _read(self._definitions[ident])
+        if type(made) is _Named:
+            return made.space[made.name]
+        if type(made) is _Code:
+            return made.make(variable)
+        return made
+
+    def name_of(self, ident: int) -> str:
+        """Name a function that has been called here; "": it is not known."""
+        made = self._made.get(ident)
+        if type(made) is _Named:
+            return made.name
+        if type(made) is _Code:
+            return str(made.notes[1])
+        return getattr(made, "__qualname__", "")
+
+    def reload(self, name: str) -> None:
+        """Reload a module that another process has reloaded, if it was imported here."""
+        module = sys.modules.get(name)
+        if module is not None:
+            importlib.reload(module)
+            self._reloads.look(module)
+            self._made.clear()  # some are the old ones
 
 
 def _whole(f: FunctionType) -> Description | None:
@@ -142,28 +241,30 @@ def _whole(f: FunctionType) -> Description | None:
     return made
 
 
-def _flags(f: Any) -> int:
+def _flags(f: object) -> int:
     code = getattr(f, "__code__", None)
     return frames.ASYNC if code is not None and code.co_flags & _COROUTINE else 0
 
 
-def _finished(parts: tuple[Any, ...], flags: int) -> Description:
+def _finished(parts: tuple[object, ...], flags: int) -> Description:
     definition = pickle.dumps(parts, 5)
     digest = hashlib.blake2b(definition, digest_size=8).digest()
     return Description(int.from_bytes(digest, "little") or 1, definition, flags)
 
 
-def _stays(value: Any) -> bool:
+def _stays(value: object) -> bool:
     """Tell whether a captured value cannot change under us."""
     if isinstance(value, _CONSTANT):
         return True
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | frozenset):
         return all(_stays(v) for v in value)
+    if isinstance(value, BuiltinFunctionType):  # a list's `append` changes with the list
+        return isinstance(value.__self__, ModuleType | type | None)
     return isinstance(value, FunctionType | type) and codec.by_reference(value)
 
 
 def captured(f: FunctionType) -> tuple[Any, ...]:
-    """The parts of a by-value function that travel with each call."""
+    """Return the parts of a by-value function that travel with each call."""
     cells = tuple(_content(c) for c in f.__closure__) if f.__closure__ else ()
     return cells, f.__defaults__, f.__kwdefaults__, f.__dict__ or None
 
@@ -179,51 +280,6 @@ def _content(cell: CellType) -> Any:
         return _Empty
 
 
-def news(names: tuple[str, ...], seen: dict[str, Any]) -> dict[str, Any] | None:
-    """Pick the globals of `__main__` a peer has to be told before it runs a function.
-
-    Args:
-        names: The globals the function uses.
-        seen: What the peer was told so far; brought up to date here.
-    """
-    out: dict[str, Any] = {}
-    _collect(names, seen, codec.main_globals(), out, set())
-    return out or None
-
-
-def _collect(
-    names: tuple[str, ...],
-    seen: dict[str, Any],
-    main: dict[str, Any],
-    out: dict[str, Any],
-    done: set[str],
-) -> bool:
-    """Collect into `out`; tell whether anything was new."""
-    anything = False
-    for name in names:
-        if name in done or name not in main:
-            continue
-        done.add(name)
-        value = main[name]
-        fresh = seen.get(name, _Empty) is not value
-        if isinstance(value, FunctionType) and value.__globals__ is main:
-            inner = tuple(codec.global_names(value.__code__))
-            varies = bool(value.__closure__ or value.__defaults__ or value.__kwdefaults__)
-            fresh = _collect(inner, seen, main, out, done) or fresh or varies
-        elif not isinstance(value, type) and not _stays(value):
-            fresh = True
-        if fresh:
-            out[name] = seen[name] = value
-            anything = True
-    return anything
-
-
-# The receiver's side.
-
-_definitions: dict[int, bytes] = {}
-_functions: dict[int, Any] = {}
-
-
 class _Named:
     """An importable function: looked up at each call, so that a reload takes effect."""
 
@@ -232,24 +288,6 @@ class _Named:
     def __init__(self, space: dict[str, Any], name: str) -> None:
         self.space = space
         self.name = name
-
-
-def define(ident: int, definition: bytes) -> None:
-    """Keep a definition that arrived; it is read when a call first needs it."""
-    if ident not in _definitions:
-        _definitions[ident] = definition
-
-
-def function(ident: int, variable: tuple[Any, ...] | None = None) -> Any:
-    """Give the function of an id, with its captured values."""
-    made = _functions.get(ident)
-    if made is None:
-        made = _functions[ident] = _read(_definitions[ident])
-    if type(made) is _Named:
-        return made.space[made.name]
-    if type(made) is _Code:
-        return made.make(variable)
-    return made
 
 
 class _Code:
@@ -293,6 +331,6 @@ def _read(definition: bytes) -> Any:
     if kind == "object":
         return codec.loads(parts[0])
     module, name, reference = parts
-    found = pickle.loads(reference)  # imports the module, and says in Python's words if it can't
+    found = codec.loads(reference)  # imports the module
     space = getattr(sys.modules.get(module), "__dict__", {})
     return _Named(space, name) if space.get(name) is found else found

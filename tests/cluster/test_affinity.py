@@ -1,12 +1,16 @@
 """Workers that stay on their cores, and see their share of the GPUs."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpcdist import LocalManager, remotecall_fetch
+from hpcdist import LocalManager, MPIManager, addprocs, remotecall_fetch
+from tests import helpers
 
 Fresh = Callable[..., list[int]]
 
@@ -94,3 +98,54 @@ def test_gpus_are_dealt(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interpreter_with_flags_too(fresh: Fresh) -> None:
     new = fresh(LocalManager(2, affinity="compact"), exeflags="-X dev")
     assert all(len(remotecall_fetch(cores_of_all_threads, pid)) == 1 for pid in new)
+
+
+def visible() -> tuple[str | None, str | None]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("ROCR_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(
+    ("manager", "isolation"),
+    [(LocalManager(3), "auto"), (LocalManager(3), "process"), (MPIManager(3), "auto")],
+    ids=["world", "process", "mpiexec"],
+)
+def test_workers_of_this_machine_share_its_gpus(
+    manager: Any, isolation: str, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "0,1,2,3,4,5")
+    new = fresh(manager, isolation=isolation, gpus="auto")
+    seen = [remotecall_fetch(visible, pid) for pid in new]
+    assert seen == [("2", "0,3"), ("3", "1,4"), ("2", "2,5")]
+    assert all(len(remotecall_fetch(os.sched_getaffinity, pid, 0)) > 0 for pid in new)
+
+
+def test_gpus_is_auto_or_nothing() -> None:
+    with pytest.raises(ValueError, match=r"gpus= is 'auto' or None, not 4"):
+        addprocs(2, gpus=4)
+
+
+def test_ranks_of_a_submitted_program_share_too(tmp_path: Path) -> None:
+    """As in a job of `hpcdist submit --gpus auto`: its script sets the first variable."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import os, hpcdist\n"
+        "hpcdist.init()\n"
+        "names = ('CUDA_VISIBLE_DEVICES', 'HPCDIST_GPUS')\n"
+        "found = hpcdist.everywhere.call(lambda: [os.getenv(name) for name in names])\n"
+        "print(sorted(found.items()))\n"
+    )
+    done = subprocess.run(
+        [*helpers.mpiexec(2), sys.executable, str(driver)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            **os.environ,
+            **helpers.mpi_environment(),
+            "HPCDIST_GPUS": "auto",
+            "CUDA_VISIBLE_DEVICES": "0,1",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[(1, ['0', None]), (2, ['1', None])]" in done.stdout

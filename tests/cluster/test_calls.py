@@ -24,6 +24,7 @@ from hpcdist import (
     ProcessExitedException,
     RemoteChannel,
     RemoteException,
+    everywhere,
     fetchany,
     fetchfrom,
     myid,
@@ -644,6 +645,65 @@ def test_async_functions_interleave(pids: list[int]) -> None:
     futures = [remotecall(nap, pids[0], 0.2) for _ in range(100)]
     assert [future.fetch(timeout=LONG) for future in futures] == [pids[0]] * 100
     assert time.monotonic() - start < 10  # One after the other they take 20 s.
+
+
+async def coroutine_of_a_module() -> int:
+    await asyncio.sleep(0)
+    return myid()
+
+
+class Asynchronous:
+    async def method(self) -> int:
+        return await coroutine_of_a_module()
+
+    @staticmethod
+    async def of_none() -> int:
+        return await coroutine_of_a_module()
+
+    async def __call__(self) -> int:
+        return await coroutine_of_a_module()
+
+
+def coroutine_functions() -> dict[str, Callable[[], Any]]:
+    """Coroutine functions without arguments, of all kinds."""
+
+    async def by_value() -> int:
+        return await coroutine_of_a_module()
+
+    return {
+        "module": coroutine_of_a_module,
+        "by value": by_value,
+        "lambda": lambda: coroutine_of_a_module(),
+        "partial": functools.partial(coroutine_of_a_module),
+        "method": Asynchronous().method,
+        "static": Asynchronous.of_none,
+        "callable": Asynchronous(),
+    }
+
+
+@pytest.mark.parametrize("kind", coroutine_functions())
+def test_async_functions_without_arguments(kind: str, pids: list[int]) -> None:
+    f, pid = coroutine_functions()[kind], pids[0]
+    for _ in range(2):  # the second call finds the function known
+        assert remotecall_fetch(f, pid) == pid
+        assert remotecall(f, pid).fetch(timeout=LONG) == pid
+        assert remotecall_fetch(f, 1) == 1
+        assert hpcdist.remote(f)() in pids
+        assert everywhere.call(f, pids=[1, pid]) == {1: 1, pid: pid}
+        assert hpcdist.Executor().submit(f).result(LONG) in pids
+
+
+def test_async_functions_of_main_without_arguments(script: Callable[..., Any]) -> None:
+    done = script("""
+import hpcdist
+
+async def mine():
+    return hpcdist.myid()
+
+hpcdist.addprocs(1)
+print([hpcdist.remotecall_fetch(mine, 2) for _ in range(3)])
+""")
+    assert (done.out, done.err, done.rc) == ("[2, 2, 2]\n", "", 0)
 
 
 def test_async_functions_take_no_turn(pids: list[int]) -> None:

@@ -73,7 +73,7 @@ def take_until_closed(channel: RemoteChannel) -> list[Any]:
 
 def take_impatiently(channel: RemoteChannel, n: int) -> list[Any]:
     """Take `n` items with a timeout that mostly passes just when an item comes."""
-    taken = []
+    taken: list[Any] = []
     while len(taken) < n:
         try:
             taken.append(channel.take(timeout=0.001))
@@ -201,6 +201,11 @@ def blocked(pid: int, f: Callable[..., Any], *args: Any) -> hpcdist.Future:
     call = remotecall(outcome, pid, f, *args)
     remotecall(myid, pid).fetch(timeout=LONG)
     return call
+
+
+def waiting_here(things: RemoteChannel) -> int:
+    """Tell how many wait to take from a channel of this process."""
+    return len(hpcdist.channel_from_id(hpcdist.remoteref_id(things))._takers)
 
 
 # --- what all channels do ------------------------------------------------------------------------
@@ -456,7 +461,11 @@ def test_takers_are_served_in_order_of_arrival(
     remote_channel: Callable[..., RemoteChannel], pids: list[int]
 ) -> None:
     things = remote_channel(1)
-    takers = [blocked(pid, things.take) for pid in pids]
+    takers = []
+    for pid in pids:
+        takers.append(blocked(pid, things.take))
+        # One worker's request may overtake another's: the next one asks when this has arrived.
+        eventually(lambda: remotecall_fetch(waiting_here, things.where, things) == len(takers))
     for i, taker in enumerate(takers):
         things.put(i)
         assert taker.fetch(timeout=LONG) == i

@@ -7,6 +7,7 @@ What a real one does is tested in `tests/slurm`.
 import doctest
 import importlib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -16,14 +17,29 @@ from typing import Any
 
 import pytest
 
-from hpcdist._cli import checks_slurm, job_options, testjob
-from hpcdist._cli.findings import Mark
-from hpcdist._cli.following import exit_code
-from hpcdist._managers.batch.verdict import JobState, Verdict
+from hpcdist._cli import job_options, testjob
+from hpcdist._cli.wait_for_job import exit_code
+from hpcdist._schedulers import slurm_checks
+from hpcdist._schedulers.findings import Mark
+from hpcdist._schedulers.verdict import JobState, Verdict
 from tests.helpers import mpi_flavour
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ["checks", "checks_slurm", "findings", "following", "job_options", "runs", "schedulers"]
+MODULES = [
+    "_cli.checks",
+    "_cli.wait_for_job",
+    "_cli.job_options",
+    "_cli.runs",
+    "_cli.schedulers",
+    "_schedulers.findings",
+    "_schedulers.lsf_checks",
+    "_schedulers.pbs_checks",
+    "_schedulers.slurm_checks",
+    "_schedulers.plan",
+    "_schedulers.slurm",
+    "_schedulers.lsf",
+    "_schedulers.sge",
+]
 
 
 class Site:
@@ -151,6 +167,23 @@ def test_dry_run_prints_the_script_and_does_nothing(slurm_site: Site) -> None:
     assert not slurm_site.state.exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "driver.py -n 8 --partition debug -t 5:00 --exclusive --mpi pmi2 10 it's",
+        "-n 8 --mpi pmi2 --setup 'echo one' --env A=b driver.py --size 100",
+        "driver.py -n 2 --scheduler pbs --module gcc/12 -- --size 100",
+    ],
+)
+def test_the_script_of_a_driver_is_that_of_submit(slurm_site: Site, words: str) -> None:
+    args = shlex.split(words.replace("it's", '"it\'s"'))
+    done = slurm_site("script", *args)
+    assert done.returncode == 0, done.stderr
+    assert "driver.py" in done.stdout
+    assert done.stdout == slurm_site("submit", "--dry-run", *args).stdout
+    assert not slurm_site.state.exists()
+
+
 def test_the_script_of_workers_needs_no_scheduler(site: Site) -> None:
     done = site("script", "-n", "8", "--mpi", "pmi2", "--partition=debug", "--split", "4")
     assert done.returncode == 0, done.stderr
@@ -185,10 +218,11 @@ def test_a_template_of_ones_own(site: Site) -> None:
         (["submit", "driver.py", "-n", "2", "--array=1-3"], 1, "array='1-3' contradicts"),
         (["submit", "driver.py", "-n", "2", "--scheduler", "cron"], 1, "no scheduler 'cron'"),
         (["submit", "driver.py", "-n", "2", "--profile", "x"], 1, "no [profile.x]"),
-        (["script", "driver.py", "-n", "2"], 2, "unrecognized arguments: driver.py"),
+        (["script", "driver.py", "-n", "2", "--split", "1"], 2, "--split is for workers"),
+        (["script", "nowhere.py", "-n", "2"], 1, "there is no file nowhere.py"),
         (["script", "-n", "2", "--split", "x"], 1, 'split= is "node" or a number'),
         (["cancel"], 2, "required: JOB"),
-        (["cancel", "12", "13"], 1, "no job of ours is called 12, 13"),
+        (["cancel", "12", "13"], 1, "no job of hpcdist is called 12, 13"),
         (["doctor", "--rum"], 2, "did you mean --run?"),
     ],
 )
@@ -265,13 +299,71 @@ def test_jobs_and_cancel_know_the_cluster_of_a_job(slurm_site: Site) -> None:
     slurm_site.program("squeue", "echo '42|RUNNING|N/A|N/A|n[1-2]|None'")
     done = slurm_site("jobs")
     headline, row = done.stdout.splitlines()
-    assert headline.split() == ["JOB", "STATE", "REASON", "SIZE", "SINCE", "WHAT", "FOLDER"]
+    columns = "JOB STATE REASON SIZE LEFT SINCE NAME WHAT LAST LINE FOLDER"
+    assert headline.split() == columns.split()
     assert row.split()[:5] == ["42", "RUNNING", "n[1-2]", "2", "ranks"]
     assert "  driver.py 5  " in row
     assert "-M big " in slurm_site.args("squeue")
     done = slurm_site("cancel", "42")
     assert (done.returncode, done.stderr) == (0, "cancelled: 42\n")
     assert slurm_site.args("scancel") == "-M big -Q 42\n"
+
+
+def test_a_job_has_a_name_that_no_other_has(slurm_site: Site) -> None:
+    done = slurm_site(*SUBMIT, "--name", "run1")
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+    (folder,) = (slurm_site.state / "jobs").iterdir()
+    assert folder.name == "run1"
+    assert "--job-name=run1" in (folder / "script.sh").read_text()
+    slurm_site.program("sbatch", "echo 43")
+    for flags in ((), ("--dry-run",)):
+        done = slurm_site(*SUBMIT, "--name", "run1", *flags)
+        assert done.returncode == 1
+        assert "there is a job called 'run1': take another name" in done.stderr
+    done = slurm_site(*SUBMIT, "--name", "a/b")
+    assert "letters, digits, - and _, not 'a/b'" in done.stderr
+    done = slurm_site(*SUBMIT, "--name", "41")
+    assert "the name 41 would be taken for the id of a job" in done.stderr
+    assert slurm_site.args("sbatch").count("script.sh") == 1
+
+    slurm_site.program("squeue", "echo '42|RUNNING|N/A|N/A|n[1-2]|None'")
+    (folder / "log").write_text("first\nat step 7 of 9\n\n")
+    for name in ("42", "run1"):
+        done = slurm_site("jobs", name)
+        row = done.stdout.splitlines()[1]
+        assert "  run1  " in row, done
+        assert "  at step 7 of 9  " in row, done
+    done = slurm_site("jobs", "run2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no job of hpcdist is called run2" in done.stderr
+
+    (folder / "exit").write_text("0 1700000000 n1 \n")
+    assert slurm_site("jobs", "--clear", "run1").returncode == 0
+    assert slurm_site(*SUBMIT, "--name", "run1").stdout == "43\n"
+
+
+def test_logs_are_shown_and_followed_until_the_job_has_ended(slurm_site: Site) -> None:
+    slurm_site(*SUBMIT, "--name", "run1")
+    log = slurm_site.state / "jobs" / "run1" / "log"
+    done = slurm_site("logs", "run1")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"nothing has been written yet to {log}" in done.stderr
+    log.write_bytes("one\n\u00e9 two".encode())
+    assert slurm_site("logs", "42").stdout == "one\n\u00e9 two"
+    done = slurm_site("logs", "run2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no job of hpcdist is called run2" in done.stderr
+
+    # It writes while it is asked for, and says itself that it has ended.
+    job = log.parent
+    slurm_site.program(
+        "squeue",
+        f"echo ' three' >>{job}/log; echo '0 1700000000 n1 ' >{job}/exit\n"
+        "echo '42|RUNNING|N/A|N/A|n[1-2]|None'",
+    )
+    done = slurm_site("logs", "-f", "run1")
+    assert (done.returncode, done.stdout) == (0, "one\n\u00e9 two three\n")
+    assert done.stderr.splitlines() == ["job 42: RUNNING (n[1-2])", "job 42: COMPLETED (n1)"]
 
 
 def test_cancel_of_a_job_that_the_scheduler_has_forgotten(slurm_site: Site) -> None:
@@ -397,6 +489,16 @@ THERE = {**HERE, "host": "n1", "reach": {"10.0.0.1 port 5": ""}, "size": 2, "hos
         ({"size": 1}, Mark.BAD, "2 ranks were started, and MPI makes worlds of 1"),
         ({"reach": {"a port 1": "Connection refused"}}, Mark.BAD, "n1 cannot reach this machine"),
         (
+            {"reach": {"a port 1": "Connection refused"}, "door": "it was not dialled"},
+            Mark.BAD,
+            "n1 cannot reach this machine, nor this machine n1",
+        ),
+        (
+            {"reach": {"a port 1": "Connection refused"}, "door": ""},
+            Mark.DOUBT,
+            "process 1 dials workers",
+        ),
+        (
             {"reach": {"a port 1": "No route to host", "b port 2": ""}},
             Mark.DOUBT,
             "reaches this machine at b port 2, and not everywhere",
@@ -417,7 +519,7 @@ def test_the_doorbell_answers_each_visitor() -> None:
     bell = testjob.Doorbell(None)
     try:
         assert set(reach(bell.targets, bell.word).values()) == {""}
-        assert set(reach(bell.targets, "x").values()) == {"somebody else answered there"}
+        assert set(reach(bell.targets, "x").values()) == {"another program answered there"}
     finally:
         bell.close()
     assert set(reach(bell.targets, bell.word).values()) == {"Connection refused"}
@@ -432,7 +534,7 @@ def test_flavours_are_compared_with_the_library(
     site.program("srun", "printf '\\tnone\\n\\tpmi2\\n\\tpmix_v5\\n' >&2")
 
     def check(launcher: str) -> Mark:
-        return checks_slurm.flavours(family, launcher).mark
+        return slurm_checks.flavours(family, launcher).mark
 
     assert check(f"srun --mpi={fitting}") is Mark.GOOD
     assert check("mpiexec") is Mark.GOOD
@@ -443,4 +545,4 @@ def test_flavours_are_compared_with_the_library(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_the_modules(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"hpcdist._cli.{name}")).failed == 0
+    assert doctest.testmod(importlib.import_module(f"hpcdist.{name}")).failed == 0

@@ -24,7 +24,7 @@ from hpcdist import (
     remotecall_fetch,
     workers,
 )
-from hpcdist._parallel import habits
+from hpcdist._items.timings import Timings
 from tests.helpers import eventually, kill9
 
 
@@ -201,7 +201,7 @@ def test_the_same_pairs_in_every_run(pids: list[int]) -> None:
     floats = lambda i: 0.1 * i
     sums = {distributed(range(1000), operator.add)(floats) for _ in range(3)}
     assert len(sums) == 1
-    assert habits.are_light(floats)
+    assert Timings.here().are_light(floats)
     made = lambda i: Pair(str(i))
     first = distributed(range(5), operator.add, pids=[*pids, *pids[:2]])(made).text
     assert first == "((0+1)+((2+3)+4))" or first == "(((0+1)+(2+3))+4)"
@@ -224,7 +224,7 @@ def test_large_parts_meet_up_the_tree(pids: list[int]) -> None:
     array = lambda i: np.full(1000, i)
     for _ in range(2):
         assert distributed(range(3), operator.add)(array)[0] == 3
-        assert not habits.are_light(array)
+        assert not Timings.here().are_light(array)
 
 
 def test_small_arrays_are_compared_item_by_item_in_every_run(pids: list[int]) -> None:
@@ -250,7 +250,7 @@ def test_ones_own_arrays_are_not_written_to(own_runs: int, pids: list[int]) -> N
 
 def test_an_operator_of_ones_own_runs_on_the_workers_in_every_run(pids: list[int]) -> None:
     where = lambda left, right: {*left, myid()}
-    body = lambda i: set()
+    body: Callable[[int], set[int]] = lambda i: set()
     for _ in range(3):
         assert distributed(range(3), where)(body) <= set(pids)
         distributed(range(3), operator.or_)(body)
@@ -261,7 +261,7 @@ def test_parts_that_cannot_be_combined_here(pids: list[int]) -> None:
     with pytest.raises(RemoteException) as caught:
         distributed(range(3), operator.add)(body)
     assert distributed([1, 2, 3], operator.add)(body) == 6
-    assert habits.are_light(body)
+    assert Timings.here().are_light(body)
     with pytest.raises(TypeError) as again:
         distributed(range(3), operator.add)(body)
     assert isinstance(again.value, RemoteException)

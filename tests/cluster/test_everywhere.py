@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import __main__
+import hpcdist
 from hpcdist import (
     CompositeException,
     RemoteException,
@@ -218,3 +219,19 @@ def test_failures_of_call(pids: list[int]) -> None:
     with pytest.raises(CompositeException) as several:
         everywhere.call(divide, 1, 0)
     assert [error.pid for error in several.value.exceptions] == [1, *pids]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_errors_come_in_order_of_pid(pids: list[int], swap: bool) -> None:
+    named = pids[::-1] if swap else pids
+    fail = lambda: 1 // 0
+    for attempt in (
+        lambda: everywhere.call(fail, pids=named),
+        lambda: everywhere("1 // 0", pids=named),
+        lambda: hpcdist.reduce(max, fail, pids=named),
+        lambda: hpcdist.spmd(fail, pids=named),
+        lambda: hpcdist.distributed(range(9), max, pids=named)(lambda _: 1 // 0),
+    ):
+        with pytest.raises(CompositeException) as caught:
+            attempt()
+        assert [error.pid for error in caught.value.exceptions] == pids

@@ -17,7 +17,9 @@ from concurrent.futures import (
     CancelledError,
     as_completed,
 )
+from importlib import metadata
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,10 @@ from hpcdist import (
     workers,
 )
 from tests.helpers import eventually
+
+pytestmark = pytest.mark.any_mpi
+
+JOBLIB = tuple(int(part) for part in metadata.version("joblib").split(".")[:2])
 
 # --- what the workers run ------------------------------------------------------------------------
 
@@ -54,6 +60,19 @@ def fail(what: BaseException) -> None:
 def who_after(seconds: float) -> int:
     time.sleep(seconds)
     return myid()
+
+
+def show_and_wait(folder: str) -> int:
+    """Leave a file with one's pid, and wait for the file "go"."""
+    open(os.path.join(folder, str(myid())), "w").close()
+    blocked_until(os.path.join(folder, "go"))
+    return myid()
+
+
+def blocked_until(path: str) -> bool:
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return True
 
 
 def divide(left: int, right: int) -> float:
@@ -132,6 +151,44 @@ def test_a_slow_task_holds_up_few_others(pids: list[int]) -> None:
         done, _ = concurrent.futures.wait(quick, timeout=7)
         assert len(done) >= 59
         assert not slow.done()
+
+
+def test_a_short_task_never_waits_behind_a_long_one(pids: list[int], tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with Executor(pids[:2]) as executor:
+        long = executor.submit(blocked_until, str(done))
+        short = [executor.submit(abs, -k) for k in range(6)]
+        assert [future.result(30) for future in short] == list(range(6))
+        assert not long.done()
+        done.touch()
+        assert long.result(30)
+
+
+def test_tasks_that_were_quick_wait_behind_no_long_one(pids: list[int], tmp_path: Path) -> None:
+    """Of quick tasks many are on their way: all but the long one go elsewhere."""
+    done, f = str(tmp_path / "done"), lambda k: blocked_until(done) if k == 300 else k
+    with Executor(pids[:2]) as executor:
+        assert [executor.submit(f, k).result() for k in range(300)] == list(range(300))
+        futures = [executor.submit(f, k) for k in range(600)]
+        others = [future for k, future in enumerate(futures) if k != 300]
+        concurrent.futures.wait(others, timeout=30)
+        assert all(future.done() for future in others)
+        assert not futures[300].done()
+        Path(done).touch()
+    assert [future.result() for future in others] == [k for k in range(600) if k != 300]
+
+
+def test_a_worker_that_is_busy_with_something_else_holds_nothing_up(
+    pids: list[int], tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    busy = hpcdist.remotecall(blocked_until, pids[0], str(done))
+    eventually(busy.running)
+    with Executor(pids[:2]) as executor:
+        assert [executor.submit(abs, -k).result(30) for k in range(6)] == list(range(6))
+        assert list(executor.map(abs, range(100))) == list(range(100))
+    done.touch()
+    assert busy.fetch(timeout=30)
 
 
 def test_mistakes(pids: list[int]) -> None:
@@ -228,6 +285,19 @@ def test_an_executor_with_a_pool_of_another_process(pids: list[int]) -> None:
     assert found == [2 * k for k in range(200)]
 
 
+def test_map_of_a_coroutine_function_in_chunks(pids: list[int]) -> None:
+    async def divide(x: int) -> float:
+        await asyncio.sleep(0)
+        return 6 / x
+
+    with Executor() as executor:
+        divided: list[Any] = list(executor.map(divide, [1, 2, 3, 6], chunksize=3))
+        assert divided == [6, 3, 2, 1]
+        with pytest.raises(ZeroDivisionError) as caught:
+            list(executor.map(divide, [1, 2, 3, 6, 0, 1], chunksize=3))
+        assert caught.value.index == 4  # type: ignore[attr-defined]
+
+
 def test_map_timeout(pids: list[int]) -> None:
     results = []
     with Executor() as executor:
@@ -235,6 +305,26 @@ def test_map_timeout(pids: list[int]) -> None:
             for result in executor.map(time.sleep, [0, 0, 3], timeout=1):
                 results.append(result)
     assert results == [None, None]
+
+
+@pytest.mark.parametrize("more", [{}, {"chunksize": 4}, {"buffersize": 3}])
+def test_an_error_of_a_map_says_which_item(pids: list[int], more: dict[str, int]) -> None:
+    with Executor() as executor:
+        with pytest.raises(ZeroDivisionError) as caught:
+            list(executor.map(divide, range(20), [1] * 9 + [0] * 11, **more))
+        assert type(caught.value) is ZeroDivisionError
+        assert (caught.value.index, caught.value.item) == (9, (9, 0))  # type: ignore[attr-defined]
+        assert "In item 9 of the map: (9, 0)" in caught.value.__notes__
+        assert not hasattr(executor.submit(divide, 1, 0).exception(), "__notes__")
+
+
+def test_a_death_in_a_map_says_which_item(fresh: Callable[..., list[int]]) -> None:
+    # Of a world, Open MPI may end the other worker too, and item 6 with it.
+    with Executor(fresh(2, isolation="process")) as executor:
+        with pytest.raises(ProcessExitedException) as caught:
+            list(executor.map(exit_at, range(10), [7] * 10))
+    assert caught.value.index == 7  # type: ignore[attr-defined]
+    assert f"Item 7 of the map ended worker {caught.value.pid}" in caught.value.__notes__[0]
 
 
 def test_map_arguments(pids: list[int]) -> None:
@@ -364,6 +454,20 @@ def test_asyncio(pids: list[int]) -> None:
         assert asyncio.run(main(executor)) == [32, 9]
 
 
+@pytest.mark.parametrize("begin", [lambda e, *a: e.submit(*a), lambda e, *a: hpcdist.spawn(*a)])
+def test_what_asyncio_asks_since_python_3_14(pids: list[int], begin: Any) -> None:
+    with Executor() as executor:
+        good, bad = begin(executor, pow, 2, 5), begin(executor, pow, 0, -1)
+        eventually(lambda: good.done() and bad.done())
+        assert good._get_snapshot() == (True, False, 32, None)
+        assert isinstance(bad._get_snapshot()[3], ZeroDivisionError)
+        channel = hpcdist.RemoteChannel(1)
+        waiting = begin(executor, hpcdist.take, channel)
+        assert waiting._get_snapshot() == (False, False, None, None)
+        channel.put(3)
+        assert waiting.result() == 3
+
+
 def test_callbacks(pids: list[int]) -> None:
     seen: list[Any] = []
     with Executor() as executor:
@@ -387,6 +491,17 @@ def test_from_many_threads(pids: list[int]) -> None:
 def test_tasks_that_submit_tasks(pids: list[int]) -> None:
     with Executor() as executor:
         assert list(executor.map(nested, [2] * 6)) == [16] * 6
+
+
+def test_tasks_come_back_from_the_process_itself(pids: list[int], tmp_path: Path) -> None:
+    gate = str(tmp_path / "gate")
+    with Executor([1, pids[0]]) as executor:
+        executor.submit(add, 1, 1).result()
+        busy = hpcdist.remotecall(blocked_until, 1, gate)
+        found = [executor.submit(add, 1, k) for k in range(4)]
+        assert [future.result(30) for future in found] == [1, 2, 3, 4]
+        open(gate, "w").close()
+        assert busy.fetch(30)
 
 
 def test_nothing_is_held_on_to(pids: list[int]) -> None:
@@ -448,11 +563,17 @@ def test_when_no_worker_is_left(fresh: Callable[..., list[int]]) -> None:
         assert isinstance(executor.submit(abs, 1).exception(5), ProcessExitedException)
 
 
-def test_workers_that_join_get_tasks(pids: list[int], fresh: Callable[..., list[int]]) -> None:
+def test_workers_that_join_get_tasks(
+    pids: list[int], fresh: Callable[..., list[int]], tmp_path: Path
+) -> None:
     with Executor() as executor:
-        futures = [executor.submit(who_after, 0.05) for _ in range(150)]
-        (new,) = fresh(1)
-        assert new in {future.result() for future in futures}
+        futures = [executor.submit(show_and_wait, str(tmp_path)) for _ in range(150)]
+        try:
+            (new,) = fresh(1)
+            eventually((tmp_path / str(new)).exists)
+        finally:
+            (tmp_path / "go").touch()
+        assert {future.result() for future in futures} == {*pids, new}
 
 
 def test_alone(script: Callable[..., Any]) -> None:
@@ -496,6 +617,25 @@ def test_joblib(pids: list[int]) -> None:
         assert {name for name, _ in found} <= {"ThreadingBackend", "SequentialBackend"}
     with parallel_config("hpcdist", pool=pids[:2], n_jobs=2):
         assert set(Parallel()(delayed(who_after)(0.02) for _ in range(20))) == set(pids[:2])
+
+
+def test_joblib_takes_an_initializer(pids: list[int]) -> None:
+    from joblib import Parallel, delayed, parallel_config
+
+    hpcdist.register_joblib()
+    with parallel_config("hpcdist", initializer=initialise, initargs=("by joblib",)):
+        assert set(Parallel()(delayed(state)() for _ in range(20))) == {"by joblib"}
+
+
+@pytest.mark.skipif(
+    JOBLIB < (1, 5), reason="joblib before 1.5 refuses such arguments, whatever the backend"
+)
+def test_one_call_of_joblib_takes_an_initializer(pids: list[int]) -> None:
+    from joblib import Parallel, delayed
+
+    hpcdist.register_joblib()
+    once = Parallel(backend="hpcdist", n_jobs=2, initializer=initialise, initargs=("by a call",))
+    assert set(once(delayed(state)() for _ in range(20))) == {"by a call"}
 
 
 def test_a_grid_search(pids: list[int]) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -32,10 +35,11 @@ from hpcdist import (
     rmprocs,
     workers,
 )
+from hpcdist._keeper.processes import segments_of, stat_of
 from tests.cluster.test_channels import blocked
 from tests.cluster.test_futures import in_thread
 from tests.cluster.test_processes import process_is_gone, running
-from tests.helpers import eventually, kill9
+from tests.helpers import eventually, kill9, mpi_flavour
 
 LONG = 30.0  # seconds after which a wait that ought to end is taken for lost
 NOTICED = 5.0  # seconds within which a death is to be known everywhere, on the slowest machine
@@ -159,6 +163,87 @@ def test_deaths_in_one_launch_stay_apart(isolation: str, fresh: Callable[..., li
     assert remotecall_fetch(myid, third) == third
 
 
+@pytest.mark.parametrize("isolation", ["auto", "process"])
+def test_mpi_abort_ends_its_worker_with_its_code(
+    isolation: str, fresh: Callable[..., list[int]]
+) -> None:
+    """MPICH's only writes a line to the keeper, and returns."""
+    first, *others = fresh(3, isolation=isolation)
+    call = remotecall(abort, first, 7)
+    with pytest.raises(ProcessExitedException, match="MPI_Abort with code 7"):
+        call.fetch(timeout=LONG)
+    assert obituary(first).why == "MPI_Abort with code 7"
+    if mpi_flavour() == "openmpi" and isolation == "auto":
+        # Its launcher may end them as well, and then they say whose doing it was.
+        eventually(lambda: all(alive(pid) or abort_of(first, pid) for pid in others))
+        return
+    assert [remotecall_fetch(myid, pid) for pid in others] == others
+
+
+def alive(pid: int) -> bool:
+    try:
+        return remotecall_fetch(myid, pid) == pid
+    except ProcessExitedException:
+        return False
+
+
+def abort_of(guilty: int, pid: int) -> bool:
+    return obituary(pid).why == f"MPI_Abort with code 7 in worker {guilty}"
+
+
+def abort(code: int) -> None:
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Abort(code)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_mpi_imported_outside_of_a_world_leaves_nothing(
+    killed: bool, fresh: Callable[..., list[int]]
+) -> None:
+    """The library removes its shared memory and its folder in MPI_Finalize, where few come."""
+    (pid,) = fresh(1, isolation="process")
+    os_pid, names, folders = remotecall_fetch(import_mpi, pid)
+    assert names == set()
+    assert folders == []
+    if killed:
+        kill9(os_pid)
+    rmprocs(pid)
+    eventually(lambda: process_is_gone(os_pid))
+
+
+def import_mpi() -> tuple[int, set[str], list[Path]]:
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Barrier()
+    folders = list(Path(tempfile.gettempdir()).glob("ompi.*"))
+    return os.getpid(), segments_of(os.getpid()), folders
+
+
+def test_a_keeper_that_is_killed_leaves_nothing(fresh: Callable[..., list[int]]) -> None:
+    pids = fresh(2)
+    if mpi_flavour() != "openmpi":  # whose launcher removes them
+        eventually(lambda: not any(remotecall_fetch(own_segments, pid) for pid in pids))
+    names = set().union(*(remotecall_fetch(own_segments, pid) for pid in pids))
+    kill9(keeper_of(status_of(pids[0]).os_pid))
+    eventually(lambda: not set(pids) & set(workers()))
+    eventually(lambda: not any(os.path.exists(name) for name in names))
+
+
+def own_segments() -> set[str]:
+    return segments_of(os.getpid())
+
+
+def keeper_of(os_pid: int) -> int:
+    """Return the ancestor of a worker that is a child of this process."""
+    while True:
+        status = stat_of(os_pid)
+        assert status is not None
+        if status.parent == os.getpid():
+            return os_pid
+        os_pid = status.parent
+
+
 def status_of(pid: int) -> Any:
     return next(row for row in hpcdist.status() if row.pid == pid)
 
@@ -185,6 +270,25 @@ def test_the_last_lines_of_stderr_are_in_the_error(fresh: Callable[..., list[int
     assert caught.value.pid == victim
     eventually(lambda: any("the last words" in line for line in obituary(victim).stderr))
     assert "the last words" in str(obituary(victim))
+
+
+def test_a_death_says_what_ran(fresh: Callable[..., list[int]]) -> None:
+    """Open MPI's stack of C, 20 lines and more, was all that was left of the last words."""
+    (first,), (second,) = fresh(1), fresh(1)  # one that leaves may take along its world (Open MPI)
+    call = remotecall(say_and_leave, first, "words")
+    with pytest.raises(ProcessExitedException, match=r"\(it was running say_and_leave\)"):
+        call.fetch(timeout=LONG)
+    with pytest.raises(ProcessExitedException, match=r"SIGSEGV \(it was running say_and_crash\)"):
+        remotecall_fetch(say_and_crash, second)
+    eventually(lambda: any("in say_and_crash" in line for line in obituary(second).stderr))
+    words = obituary(second).stderr
+    assert words[0] == "the last words", words
+    assert not any("hpcdist/_managers" in line for line in words), words
+
+
+def say_and_crash() -> None:
+    print("the last words", file=sys.stderr, flush=True)
+    segfault()
 
 
 def say_and_leave(text: str) -> None:
@@ -216,6 +320,34 @@ def test_removing_the_dead_is_no_error(fresh: Callable[..., list[int]]) -> None:
     kill9(remotecall_fetch(os.getpid, victim))
     rmprocs(victim)
     assert victim not in workers()
+
+
+def test_joins_and_leaves_do_not_add_up(pids: list[int], fresh: Callable[..., list[int]]) -> None:
+    """Each kept its link's buffer, 280 KB, its peers, its record and its launch for ever."""
+
+    def come_and_go() -> None:
+        (pid,) = fresh(1, isolation="process")
+        assert remotecall_fetch(remotecall_fetch, pids[0], myid, pid) == pid
+        rmprocs(pid)
+
+    come_and_go()
+    before, there = held(), eventually(lambda: peers_at(pids[0]))
+    for _ in range(6):
+        come_and_go()
+    # What has ended is forgotten at the next launch; the last ones may not have ended by then.
+    eventually(lambda: all(n <= before[kind] + 2 for kind, n in held().items()), timeout=40)
+    eventually(lambda: peers_at(pids[0]) <= there, timeout=40)
+
+
+def peers_at(pid: int) -> int:
+    return remotecall_fetch(lambda: len(hpcdist._runtime.node.here.node.peers), pid)
+
+
+def held() -> Counter[str]:
+    """Count what process 1 has of each worker or launch."""
+    gc.collect()
+    kinds = ("Peer", "Link", "Record", "World", "Launch", "LocalManager")
+    return Counter(k for k in (type(o).__name__ for o in gc.get_objects()) if k in kinds)
 
 
 def test_deaths_do_not_add_up_to_anything(fresh: Callable[..., list[int]]) -> None:

@@ -231,7 +231,7 @@ def test_concurrent_futures_accepts_them(pids: list[int]) -> None:
     done, pending = concurrent.futures.wait(futures, timeout=LONG)
     assert (done, pending) == (set(futures), set())
     more = [remotecall(identity, pid, pid) for pid in pids]
-    finished = concurrent.futures.as_completed(more, timeout=LONG)
+    finished: Any = concurrent.futures.as_completed(more, timeout=LONG)
     assert sorted(future.result() for future in finished) == sorted(pids)
 
 
@@ -324,6 +324,22 @@ def test_cancel(busy: Busy) -> None:
     assert "cancelled" not in remotecall_fetch(names_ran, busy.pid)
     assert not kept.cancel()
     assert kept.fetch() == "kept"
+
+
+def test_a_call_to_oneself_that_is_cancelled_has_ended(tmp_path: Path) -> None:
+    running = remotecall(block, 1, str(tmp_path / "gate"))
+    eventually(running.running)
+    queued = remotecall(identity, 1, 1)
+    told: list[bool] = []
+    queued.add_done_callback(lambda future: told.append(future.cancelled()))
+    assert queued.cancel()
+    assert queued.done()
+    assert queued.cancelled()
+    eventually(lambda: told == [True])
+    with pytest.raises(concurrent.futures.CancelledError):
+        queued.result(10)
+    (tmp_path / "gate").touch()
+    running.fetch(30)
 
 
 def test_a_running_call_cannot_be_cancelled(busy: Busy) -> None:
@@ -435,7 +451,7 @@ def test_errors_arrive_wherever_the_future_goes(pids: list[int]) -> None:
         remotecall_fetch(hpcdist.fetch, pids[1], future)
     assert caught.value.pid == pids[1]
     assert isinstance(caught.value.cause, ValueError)
-    assert caught.value.cause.pid == pids[0]
+    assert caught.value.cause.pid == pids[0]  # type: ignore[attr-defined]
 
 
 def test_a_remote_future_outlives_the_call_that_made_it(pids: list[int]) -> None:
@@ -497,3 +513,21 @@ def test_await_ends_at_a_death(fresh: Callable[..., list[int]], tmp_path: Path) 
             await asyncio.wait_for(_wait_for(future), LONG / 2)
 
     asyncio.run(main())
+
+
+# --- several references at once ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fetch", "wait", "take", "isready"])
+@pytest.mark.parametrize("several", [list, tuple, set, lambda fs: dict(enumerate(fs)), iter])
+def test_several_references_are_no_reference(name: str, several: Callable[..., Any]) -> None:
+    futures = [remotecall(abs, 1, -1) for _ in range(2)]
+    what = several(futures) if several is not iter else (f for f in futures)
+    with pytest.raises(TypeError, match=rf"{name} takes one .*{type(what).__name__}.*gather\("):
+        getattr(hpcdist, name)(what)
+
+
+def test_other_things_are_fetched_as_they_are() -> None:
+    for thing in ([1, 2], (), {"a": 1}, "abc", None, range(3)):
+        assert hpcdist.fetch(thing) is thing
+        assert hpcdist.wait(thing) is thing

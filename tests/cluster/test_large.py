@@ -24,11 +24,13 @@ def made_elsewhere(pid: int, size: int) -> tuple[int, int]:
     return last_of(hpcdist.remotecall_fetch(made, pid, size))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_argument_over_2_gib(pids: list[int]) -> None:
     assert hpcdist.remotecall_fetch(last_of, pids[0], made(BEYOND)) == (BEYOND, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_result_over_2_gib_between_workers(pids: list[int]) -> None:
     found = hpcdist.remotecall_fetch(made_elsewhere, pids[0], pids[1], BEYOND)

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from hpcdist import (
     remotecall_fetch,
     workers,
 )
-from hpcdist._parallel import segments
+from hpcdist._collective import shared_memory
+from hpcdist._collective.shared_memory import Segments, _is_free
 from tests.helpers import eventually, kill9
 
 LARGE = 1 << 20
@@ -32,7 +34,14 @@ LARGE = 1 << 20
 @pytest.fixture(autouse=True)
 def all_memory_is_free_again() -> Any:
     yield
-    eventually(lambda: all(segments._is_free(s) for s in segments._pool.values()))
+    eventually(lambda: all(_is_free(s) for s in Segments.here()._pool.values()))
+
+
+def meet(folder: Path, count: int) -> None:
+    """Wait on a worker until so many have come: under load one may run all items of a map."""
+    (folder / str(myid())).touch()
+    while len(list(folder.iterdir())) < count:
+        time.sleep(0.002)
 
 
 def where(_: Any) -> int:
@@ -40,12 +49,12 @@ def where(_: Any) -> int:
     return myid()
 
 
-def test_captured_bytes_text_and_arrays(pids: list[int]) -> None:
+def test_captured_bytes_text_and_arrays(pids: list[int], tmp_path: Path) -> None:
     data, text, array = os.urandom(LARGE), "\xe4\u20ac" * LARGE, np.arange(LARGE)
     number = bytearray(data)
 
     def look(k: int) -> tuple[int, Any]:
-        time.sleep(0.02)
+        meet(tmp_path, len(pids))
         seen = data[k], text[k], int(array[k]), number[k], len(text), int(array.sum())
         return myid(), seen
 
@@ -55,11 +64,11 @@ def test_captured_bytes_text_and_arrays(pids: list[int]) -> None:
     assert {pid for pid, _ in found} == set(pids)
 
 
-def test_an_array_is_each_workers_own(pids: list[int]) -> None:
+def test_an_array_is_each_workers_own(pids: list[int], tmp_path: Path) -> None:
     array = np.zeros(LARGE)
 
     def add(_: int) -> tuple[int, float]:
-        time.sleep(0.02)
+        meet(tmp_path, len(pids))
         array[:] += 1  # kept from item to item, and not seen by others
         return myid(), float(array[-1])
 
@@ -106,26 +115,26 @@ def test_memory_that_cannot_be_opened(pids: list[int]) -> None:
     """Another container's, say: the function is sent."""
 
     def shut(pid: int, closed: bool) -> None:
-        from hpcdist._parallel import segments
+        from hpcdist._collective import shared_memory
 
         class Shut:
             def __init__(self, place: Any) -> None:
                 raise OSError("not from here")
 
         if closed:
-            segments._hd_open = segments._Mapping  # type: ignore[attr-defined]
-            segments._Mapping = Shut  # type: ignore[assignment,misc]
-            segments.unmap(1)
+            shared_memory._hd_open = shared_memory._Mapping  # type: ignore[attr-defined]
+            shared_memory._Mapping = Shut  # type: ignore[assignment,misc]
+            shared_memory.Mappings.here().unmap(1)
         else:
-            segments._Mapping = segments._hd_open  # type: ignore[attr-defined]
+            shared_memory._Mapping = shared_memory._hd_open  # type: ignore[attr-defined]
 
     data = os.urandom(LARGE)
     for pid in pids[:2]:
         remotecall_fetch(shut, pid, pid, True)
     try:
-        found = pmap(lambda k: (where(k), data[k]), range(30), batch_size=1)
-        assert [byte for _, byte in found] == list(data[:30])
-        assert {pid for pid, _ in found} == set(pids)
+        for pid in pids:
+            found = pmap(lambda k: (myid(), data[k]), range(10), pool=hpcdist.WorkerPool([pid]))
+            assert found == [(pid, byte) for byte in data[:10]]
     finally:
         for pid in pids[:2]:
             remotecall_fetch(shut, pid, pid, False)
@@ -135,7 +144,7 @@ def test_no_descriptor_left_for_shared_memory(pids: list[int], monkeypatch: Any)
     def none_left(size: int) -> Any:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(segments, "lend", none_left)
+    monkeypatch.setattr(Segments.here(), "lend", none_left)
     data = b"x" * LARGE
     assert pmap(lambda k: len(data) + k, range(6)) == [LARGE + k for k in range(6)]
 
@@ -156,7 +165,7 @@ def test_a_forgotten_map_is_collected_at_any_moment(pids: list[int]) -> None:
     ended = threading.Event()
 
     def collect() -> None:
-        with segments._lock:
+        with Segments.here()._lock:
             gc.collect()
         ended.set()
 
@@ -178,11 +187,11 @@ def test_ctrl_c_while_it_is_written(pids: list[int], monkeypatch: Any) -> None:
 
     data = b"x" * LARGE
     with monkeypatch.context() as patch:
-        patch.setattr(segments, "memoryview", view, raising=False)
+        patch.setattr(shared_memory, "memoryview", view, raising=False)
         with pytest.raises(KeyboardInterrupt) as kept:
             pmap(lambda k: data[k], range(4))
     assert pmap(lambda k: data[k], range(4)) == [ord("x")] * 4
-    eventually(lambda: not any(s.kept for s in segments._pool.values()))
+    eventually(lambda: not any(s.kept for s in Segments.here()._pool.values()))
     del kept
 
 
@@ -192,16 +201,16 @@ def test_a_busy_worker_holds_no_memory_of_maps_that_are_over(pids: list[int]) ->
     data = b"x" * LARGE
     for _ in range(5):
         assert pmap(lambda k: data[k], range(20)) == [ord("x")] * 20
-    eventually(lambda: all(segments._is_free(s) for s in segments._pool.values()))
+    eventually(lambda: all(_is_free(s) for s in Segments.here()._pool.values()))
     assert not busy.done()
     busy.fetch()
 
 
 def test_the_memory_goes_back_after_a_while(pids: list[int], monkeypatch: Any) -> None:
-    monkeypatch.setattr(segments, "_FREE_FOR", 0.0)
+    monkeypatch.setattr(shared_memory, "_FREE_FOR", 0.0)
     data = b"x" * LARGE
     assert pmap(lambda k: len(data), range(3)) == [LARGE] * 3
-    eventually(lambda: not segments._pool)
+    eventually(lambda: not Segments.here()._pool)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may hide /proc")
@@ -211,11 +220,10 @@ def test_a_worker_that_cannot_see_our_memory(fresh: Callable[..., list[int]]) ->
     remotecall_fetch(hide_proc, mine[0])
     assert remotecall_fetch(os.path.exists, mine[0], f"/proc/{os.getpid()}/fd") is False
     data, array = os.urandom(LARGE), np.zeros(LARGE)
-    pool = hpcdist.WorkerPool(mine)
-    look = lambda k: (where(k), data[k], float(array[k]))
-    found = pmap(look, range(20), pool=pool, batch_size=1)
-    assert [byte for _, byte, _ in found] == list(data[:20])
-    assert {pid for pid, _, _ in found} == set(mine)
+    for pid in mine:
+        look = lambda k: (myid(), data[k], float(array[k]))
+        found = pmap(look, range(10), pool=hpcdist.WorkerPool([pid]))
+        assert found == [(pid, byte, 0.0) for byte in data[:10]]
 
 
 def hide_proc() -> None:

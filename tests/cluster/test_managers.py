@@ -38,7 +38,7 @@ from hpcdist import (
     workers,
 )
 from tests.cluster.test_processes import process_is_gone, running, spin
-from tests.helpers import eventually, kill9, mpi_flavour, mpiexec
+from tests.helpers import cpu_seconds, eventually, kill9, mpi_flavour, mpiexec
 
 LONG = 30.0  # seconds after which a wait that ought to end is taken for lost
 
@@ -229,12 +229,12 @@ class Complaining(Processes):
 
 
 def test_manager_whose_manage_raises(
-    fresh: Callable[..., list[int]], capfd: pytest.CaptureFixture[str]
+    fresh: Callable[..., list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     (pid,) = fresh(Complaining(1))
     assert remotecall_fetch(myid, pid) == pid
     rmprocs(pid)
-    assert "no register today" in capfd.readouterr().err
+    assert "no register today" in caplog.text
 
 
 # --- launches that fail --------------------------------------------------------------------------
@@ -403,11 +403,6 @@ def test_parked_rank_sleeps(fresh: Callable[..., list[int]]) -> None:
     eventually(lambda: process_is_gone(os_pid), timeout=10)
 
 
-def cpu_seconds(os_pid: int) -> float:
-    fields = Path(f"/proc/{os_pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def test_output_of_ranks(
     fresh: Callable[..., list[int]], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,7 +450,7 @@ def test_fake_mpiexec_first_on_path(
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("manager", [LocalManager(2), MPIManager(2)], ids=["local", "mpi"])
+@pytest.mark.parametrize("manager", [LocalManager(2), MPIManager(2)], ids=["local", "mpiexec"])
 @pytest.mark.parametrize("says", ["gibberish", "the-other-mpi", "nothing"])
 def test_fake_mpiexec_in_the_environment(says: str, manager: Any, tmp_path: Path) -> None:
     """An environment whose mpi4py is ours, and whose mpiexec is something else."""
@@ -820,3 +815,37 @@ def test_process_messages_and_init_worker_are_for_workers() -> None:
         hpcdist.process_messages(io.BytesIO(), io.BytesIO())
     with pytest.raises(RuntimeError):
         hpcdist.init_worker(cluster_cookie())
+
+
+@pytest.mark.parametrize("in_a_list", [False, True])
+def test_what_a_manager_starts_after_the_launch_was_cancelled_is_killed(in_a_list: bool) -> None:
+    """It used to start the rest, and nobody ended that: instances of a cloud, say."""
+    going, cancelled = threading.Event(), threading.Event()
+    killed: list[int] = []
+    started: list[int] = []
+
+    class Slow(hpcdist.ClusterManager):
+        def launch(self, params: dict[str, Any]) -> Iterable[WorkerConfig]:
+            return list(self._start()) if in_a_list else self._start()
+
+        def _start(self) -> Iterator[WorkerConfig]:
+            for k in range(4):
+                if k == 2:
+                    going.set()
+                    assert cancelled.wait(30)
+                started.append(k)
+                yield WorkerConfig(userdata=k)
+
+        def manage(self, pid: int, config: WorkerConfig, op: str) -> None:
+            """Nothing to do."""
+
+        def kill(self, pid: int, config: WorkerConfig) -> None:
+            killed.append(config.userdata)
+
+    launch = hpcdist.launch(Slow())
+    assert going.wait(30)
+    launch.cancel()
+    cancelled.set()
+    expected = 4 if in_a_list else 3  # a generator starts no more
+    eventually(lambda: len(killed) == expected)
+    assert sorted(killed) == started == list(range(expected))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import hpcdist
 from tests.cluster.test_processes import process_is_gone
 from tests.conftest import RUN
 from tests.helpers import eventually, mpi_flavour
@@ -148,6 +149,41 @@ def test_addprocs_of_the_manager_is_init(script: Callable[..., Any]) -> None:
     assert done.rc == 3, done.err
 
 
+def test_the_manager_may_be_entered_where_the_ranks_serve_already(
+    script: Callable[..., Any],
+) -> None:
+    """They used to wait for each other: the ranks for calls, process 1 for the ranks."""
+    text = """
+        import hpcdist
+        from hpcdist import MPIManager, everywhere, myid
+
+        with hpcdist.cluster(MPIManager()) as pids:  # and all go on after the block
+            if pids is not None:
+                assert hpcdist.addprocs(MPIManager()) == pids
+                with hpcdist.cluster(MPIManager()) as again:
+                    assert again == pids
+                assert sorted(everywhere.call(myid)) == [1, 2, 3]
+        hpcdist.init()
+        assert hpcdist.addprocs(MPIManager()) == [2, 3]
+        with hpcdist.cluster(MPIManager()) as pids:
+            assert pids == [2, 3]
+        assert sorted(everywhere.call(myid)) == [1, 2, 3]
+        hpcdist.shutdown()
+        try:
+            hpcdist.addprocs(MPIManager())
+        except RuntimeError as exc:
+            print(exc)
+        with hpcdist.cluster(1) as pids:
+            print(len(pids))
+    """
+    done = script(dedent(text), ranks=3)
+    assert done.rc == 0, done.err
+    assert done.out.splitlines() == [
+        "the other ranks of this MPI launch have left, as MPI has ended",
+        "1",
+    ]
+
+
 @pytest.mark.parametrize("how", ["exit", "exception", "ctrl-c"])
 def test_error_in_a_block(how: str, script: Callable[..., Any]) -> None:
     """Rank 0 leaves the block by an exception and ends; the others go on after it, and end too."""
@@ -174,18 +210,18 @@ def test_a_block_that_ends_before_a_rank_serves(script: Callable[..., Any]) -> N
     text = """
         import time
         import hpcdist
-        from hpcdist._managers import mpi
-        from hpcdist._runtime.node import node
+        from hpcdist._managers.mpi_launch import MpiLaunch
 
-        dial = mpi._dial_zero
+        dial = MpiLaunch._dial_zero
 
-        def dial_slowly(*args):
-            dial(*args)
+        def dial_slowly(self, *args):
+            dial(self, *args)
             end = time.monotonic() + 10
-            while not node.turns._stopped and time.monotonic() < end:  # until it is told to leave
+            turns = self.node.turns
+            while not turns._stopped and time.monotonic() < end:  # until it is told to leave
                 time.sleep(0.01)
 
-        mpi._dial_zero = dial_slowly
+        MpiLaunch._dial_zero = dial_slowly
         for turn in range(2):
             with hpcdist.cluster(hpcdist.MPIManager()) as pids:
                 if pids is not None:
@@ -246,23 +282,122 @@ remotecall_fetch(os.kill, 3, remotecall_fetch(os.getpid, 3), signal.SIGKILL)
     assert "ProcessExited" in done.err or "BAD TERMINATION" in done.out or "mpirun" in done.err
 
 
-@pytest.mark.parametrize(
-    "call",
-    ["hpcdist.addprocs(1)", "hpcdist.myid()", "hpcdist.remotecall(abs, 1, 1)", "hpcdist.procs()"],
-)
-def test_every_rank_is_refused_before_init(call: str, script: Callable[..., Any]) -> None:
+@pytest.mark.usefixtures("killed_world")
+def test_mpi_abort_in_a_worker_ends_a_launch_with_its_code(script: Callable[..., Any]) -> None:
+    end = """
+def abort():
+    from mpi4py import MPI
+    MPI.COMM_WORLD.Abort(7)
+
+try:
+    remotecall_fetch(abort, 3)
+finally:
+    time.sleep(60)  # until the launcher ends this process, too
+"""
+    assert run(script, enter="hpcdist.init()", work="", end=end).rc == 7
+
+
+# What may be had before `init()`, and why.
+FREE = {
+    "init cluster MPIManager": "they are the way in",
+    "ANY": "a word",
+    "ChannelClosed CheckpointMismatch CompositeException HpcdistError LaunchError "
+    "ProcessExitedException RemoteException": "errors, to be named in an except clause",
+    "AbstractWorkerPool ClusterManager Dashboard ExponentialBackOff Launch RemoteValue Removal "
+    "WorkerConfig WorkerStatus": "bases and what others return: they do nothing by themselves",
+    "ElasticManager LSFManager LocalManager PBSManager SGEManager SSHManager SlurmManager": (
+        "descriptions: addprocs, launch and cluster refuse them"
+    ),
+    "read_checkpoint": "reads a file",
+    "JobExecutor JobFuture job": "of jobs and their folders: our workers have no part in them",
+    "default_addprocs_params": "reads settings, also for `cluster(MPIManager())`",
+    "init_worker process_messages start_worker": "make this process a worker of another cluster",
+}
+# How each of all other public names is used.
+CALLS = {
+    "CachingPool": "()",
+    "Channel": "(1)",
+    "Executor": "()",
+    "Future": "()",
+    "Pool": "()",
+    "RemoteChannel": "()",
+    "RemoteObject": "(list, 1)",
+    "WorkerPool": "([1])",
+    "addprocs": "(1)",
+    "bcast": "(1)",
+    "channel_from_id": "((1, 1))",
+    "clear": "(3)",
+    "close": "(3)",
+    "cluster_cookie": "()",
+    "comm": "()",
+    "default_worker_pool": "()",
+    "distributed": "(range(0), max)",
+    "everywhere": "('x = 1')",
+    "fetch": "(3)",
+    "fetchany": "(abs, 1)",
+    "fetchfrom": "(1, abs, 1)",
+    "gather": "([])",
+    "imap": "(abs, [1])",
+    "imap_unordered": "(abs, [1])",
+    "interrupt": "()",
+    "isopen": "(3)",
+    "isready": "(3)",
+    "launch": "(1)",
+    "myid": "()",
+    "nprocs": "()",
+    "nworkers": "()",
+    "dashboard": "()",
+    "log_to": "()",
+    "on_worker": "()",
+    "pmap": "(abs, [])",
+    "procs": "()",
+    "put": "(3, 4)",
+    "reduce": "(max, int)",
+    "register_joblib": "()",
+    "remote": "(abs)",
+    "remote_do": "(abs, 1, 1)",
+    "remotecall": "(abs, 1, 1)",
+    "remotecall_fetch": "(abs, 'any', 1)",
+    "remotecall_wait": "(abs, 1, 1)",
+    "remoteref_id": "(3)",
+    "rmprocs": "(2)",
+    "rng": "()",
+    "scatter": "([1])",
+    "shutdown": "()",
+    "sleep": "(0)",
+    "spawn": "(abs, 1)",
+    "spawnat": "(1, abs, 1)",
+    "spmd": "(abs, 1)",
+    "stacks": "()",
+    "status": "()",
+    "take": "(3)",
+    "time_left": "()",
+    "trace": "('unused').__enter__()",
+    "wait": "(3)",
+    "worker_id_from_socket": "(0)",
+    "workers": "()",
+}
+
+
+def test_every_public_name_is_refused_before_init(script: Callable[..., Any]) -> None:
+    free = {name for names in FREE for name in names.split()}
+    assert free | set(CALLS) == set(hpcdist._HOME)  # a new name finds its place above
     text = f"""
-        import os, sys, hpcdist
-        try:
-            {call}
-        except RuntimeError as exc:
-            assert "init()" in str(exc) and "3 ranks" in str(exc), exc
-            os.write(2, b"refused\\n")
-        else:
-            os.write(2, b"accepted\\n")
+        import os, hpcdist
+        for call in {[f"hpcdist.{name}{how}" for name, how in CALLS.items()]}:
+            try:
+                eval(call)
+            except RuntimeError as exc:
+                if "init()" not in str(exc) or "3 ranks" not in str(exc):
+                    os.write(2, f"{{call}}: {{exc!r}}\\n".encode())
+            except BaseException as exc:
+                os.write(2, f"{{call}}: {{exc!r}}\\n".encode())
+            else:
+                os.write(2, f"{{call}}: accepted\\n".encode())
+        os.write(2, b"refused\\n")
     """
     done = script(dedent(text), ranks=3)
-    assert done.err.split() == ["refused"] * 3
+    assert done.err.splitlines() == ["refused"] * 3
     assert done.rc == 0
 
 
@@ -297,3 +432,48 @@ time.sleep(60)
     done = run(script, enter="hpcdist.init()", work="call = occupy(spin)", end=end)
     assert done.rc not in (0, None)
     assert done.rc in (-signal.SIGINT, 130) or done.rc > 0
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_a_long_temporary_folder(
+    ranks: int | None, tmp_path: Path, script: Callable[..., Any]
+) -> None:
+    """The path of a Unix socket has no more than 107 bytes."""
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    text = """
+import hpcdist
+hpcdist.init(2)
+print([hpcdist.remotecall_fetch(hpcdist.myid, pid) for pid in hpcdist.workers()])
+"""
+    done = script(text, ranks=ranks, env={"TMPDIR": str(folder)})
+    assert done.rc == 0, done.err
+    assert done.out == "[2, 3]\n"
+
+
+def test_ranks_that_never_come_hold_up_no_end(
+    script: Callable[..., Any], killed_world: None
+) -> None:
+    done = script(
+        """
+import time
+from mpi4py import MPI
+import hpcdist
+from hpcdist._managers import mpi_launch
+
+mpi_launch._GREETING = 1.0
+rank = MPI.COMM_WORLD.Get_rank()
+if rank == 2:
+    def never(*args):
+        while True:  # until the launcher ends it
+            time.sleep(1)
+    mpi_launch.MpiLaunch._dial_zero = never
+hpcdist.init()
+""",
+        ranks=3,
+        timeout=60,
+    )
+    assert done.rc != 0
+    assert "ranks [2] on" in done.err
+    assert "do not reach rank 0" in done.err
+    assert "Timeout (" not in done.err  # nothing has waited in vain for MPI's end

@@ -9,6 +9,8 @@ from textwrap import dedent
 
 import pytest
 
+pytestmark = pytest.mark.any_mpi
+
 ROOT = Path(__file__).resolve().parents[2]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -17,7 +19,7 @@ MANAGERS = """
 from pathlib import Path
 
 import hpcdist
-from hpcdist._managers.batch.base import BatchManager
+from hpcdist.managers import BatchManager, Scheduler
 
 
 class Site(hpcdist.SlurmManager):
@@ -28,12 +30,28 @@ class Site(hpcdist.SlurmManager):
         return f"# for {self.n} workers on {params['partition']}\\n"
 
 
-class Other(BatchManager):
-    scheduler = "other"
+class Other(Scheduler):
+    name = "other"
     bare = frozenset({"--now"})
+    defaults = hand_in = find = poll = cancel = None
+
+
+class OtherManager(BatchManager):
+    def __init__(self, n):
+        super().__init__(Other(), n)
 
     def job_script(self, **params):
         return f"# {self.n} {params}\\n"
+
+
+class Picky(OtherManager):
+    def __init__(self, n, account):
+        super().__init__(n)
+
+
+class Half(Scheduler):
+    name = "half"
+    defaults = poll = None
 
 
 nobody = object()
@@ -56,7 +74,9 @@ def package(tmp_path: Path) -> Path:
             broken = broken_manager:Manager
             nobody = sites_managers:nobody
             site = sites_managers:Site
-            other = sites_managers:Other
+            other = sites_managers:OtherManager
+            half = sites_managers:Half
+            picky = sites_managers:Picky
             slurm = broken_manager:Manager
             """)
     )
@@ -119,7 +139,12 @@ def test_options_without_a_value(run: Run) -> None:
     ("name", "said"),
     [
         ("broken", "broken_manager:Manager of sites-managers, cannot be loaded: OSError: no lic"),
-        ("nobody", "sites_managers:nobody of sites-managers, is no BatchManager"),
+        ("nobody", "sites_managers:nobody of sites-managers, is neither a Scheduler"),
+        (
+            "picky",
+            "sites_managers:Picky of sites-managers, cannot be made: TypeError: Picky.__init",
+        ),
+        ("half", "sites_managers:Half of sites-managers, is abstract: it has no cancel, find, ha"),
         ("cron", "no scheduler 'cron' is known: slurm"),
     ],
 )

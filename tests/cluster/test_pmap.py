@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,18 @@ from hpcdist import (
     remotecall_fetch,
     workers,
 )
-from hpcdist._parallel.engine import Engine
+from hpcdist._items.timings import Timings
+from hpcdist._maps.engine import Engine
+from tests._leftovers import descriptors
 from tests.helpers import eventually, kill9
 
-MAPS = [pmap, lambda *a, **k: list(imap(*a, **k)), lambda *a, **k: sorted(imap_unordered(*a, **k))]
+pytestmark = pytest.mark.any_mpi
+
+MAPS: list[Any] = [
+    pmap,
+    lambda *a, **k: list(imap(*a, **k)),
+    lambda *a, **k: sorted(imap_unordered(*a, **k)),
+]
 each_map = pytest.mark.parametrize("run", MAPS, ids=["pmap", "imap", "imap_unordered"])
 
 
@@ -170,7 +179,8 @@ def test_wrong_on_exit(pids: list[int]) -> None:
         pmap(square, [1], on_exit="ignore")
 
 
-def test_coroutine_functions(pids: list[int]) -> None:
+@pytest.mark.parametrize("distributed", [True, False])
+def test_coroutine_functions(pids: list[int], distributed: bool) -> None:
     async def double(x: int) -> int:
         import asyncio
 
@@ -179,11 +189,12 @@ def test_coroutine_functions(pids: list[int]) -> None:
             raise KeyError(x)
         return 2 * x
 
-    assert pmap(double, range(5)) == [0, 2, 4, 6, 8]
-    assert pmap(lambda x: double(x), range(5), batch_size=5) == [0, 2, 4, 6, 8]
-    assert pmap(double, range(6, 9), on_error=lambda e: -1) == [12, -1, 16]
+    run = partial(pmap, distributed=distributed)
+    assert run(double, range(5)) == [0, 2, 4, 6, 8]
+    assert run(lambda x: double(x), range(5), batch_size=5) == [0, 2, 4, 6, 8]
+    assert run(double, range(6, 9), on_error=lambda e: -1) == [12, -1, 16]
     with pytest.raises(KeyError):
-        pmap(double, range(10))
+        run(double, range(10))
 
 
 # --- laziness -------------------------------------------------------------------------------------
@@ -305,6 +316,20 @@ def test_every_item_runs_once(pids: list[int], tmp_path: Path) -> None:
     assert Counter(logged(Path(path))) == {str(k): 1 for k in range(150)}
 
 
+def test_a_worker_busy_since_before_its_first_map_does_not_hold_it_up(
+    fresh: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    pids = fresh(2)
+    busy = remotecall(lambda: gate.read_text(), pids[0])
+    with open(gate, "w") as opened:  # once the worker reads it
+        assert pmap(square, range(10), pool=WorkerPool(pids)) == [x * x for x in range(10)]
+        assert not busy.done()
+        opened.write("done")
+    assert busy.fetch() == "done"
+
+
 def test_busy_workers_do_not_hold_up_the_map(pids: list[int]) -> None:
     busy = remotecall(nap, pids[0], 0, seconds=30)
     assert pmap(nap, range(20)) == list(range(20))
@@ -374,13 +399,22 @@ def test_on_error_runs_on_the_worker_with_the_original(pids: list[int], size: An
             raise LookupError(x)
         return x
 
-    seen = pmap(f, range(20), batch_size=size, on_error=lambda e: (type(e), e.args, myid()))
+    told = lambda e: (type(e), e.args, myid())
+    seen: list[Any] = pmap(f, range(20), batch_size=size, on_error=told)
     for x, got in enumerate(seen):
         if x % 3:
             assert got == x
         else:
             assert got[:2] == (LookupError, (x,))
             assert got[2] in pids
+
+
+def test_on_error_of_a_coroutine_function_is_told_the_item(pids: list[int]) -> None:
+    async def reciprocal(x: int) -> float:
+        return 1 / x
+
+    told = lambda e: (e.index, e.item)
+    assert pmap(reciprocal, [1, 2, 0], on_error=told) == [1, 0.5, (2, 0)]
 
 
 def test_on_error_when_every_item_fails(pids: list[int]) -> None:
@@ -745,9 +779,10 @@ def test_references_travel(pids: list[int]) -> None:
 
 def test_workers_forget_the_function(pids: list[int]) -> None:
     def kept() -> int:
-        from hpcdist._parallel import batches
+        from hpcdist._maps.kept_functions import KeptFunctions
+        from hpcdist._maps.map_worker import Batches
 
-        return len(batches._kept) + len(batches._active)
+        return len(KeptFunctions.here()._kept) + len(Batches.here()._active)
 
     before = [remotecall_fetch(kept, pid) for pid in pids]
     pmap(nap, range(20))
@@ -757,6 +792,24 @@ def test_workers_forget_the_function(pids: list[int]) -> None:
     next(results)
     results.close()
     eventually(lambda: [remotecall_fetch(kept, pid) for pid in pids] == before)
+
+
+def test_boards_are_opened_once_and_closed_with_their_process(
+    fresh: Callable[..., list[int]],
+) -> None:
+    """The board of process 1's maps, and the one of a map that is another's and runs here."""
+
+    def boards() -> int:
+        return descriptors()["/memfd:hpcdist-board (deleted)"]
+
+    assert pmap(square, range(4), pool=WorkerPool([1, *fresh(1)])) == [0, 1, 4, 9]
+    assert boards() == 1
+    (pid,) = fresh(1)
+    there = lambda: pmap(square, range(4), pool=WorkerPool([1]))
+    assert remotecall_fetch(there, pid) == [0, 1, 4, 9]
+    assert boards() == 2
+    hpcdist.rmprocs(pid)
+    eventually(lambda: boards() == 1)
 
 
 def test_changes_of_main_after_a_map_are_told(script: Callable[..., Any]) -> None:
@@ -789,6 +842,7 @@ def test_ctrl_c_ends_the_map_and_harms_nothing(script: Callable[..., Any]) -> No
     assert done.out.splitlines() == ["interrupted", "[3, 2, 1, 0, 1, 2] True"]
 
 
+@pytest.mark.each_mpi
 def test_in_an_mpi_launch(script: Callable[..., Any]) -> None:
     done = script(
         "from hpcdist import *\n"
@@ -868,3 +922,20 @@ def test_the_bar_names_what_is_missing(pids: list[int], monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(ImportError, match="pip install"):
         pmap(square, [1], progress=True)
+
+
+def test_the_next_map_knows_what_small_items_take(pids: list[int]) -> None:
+    assert pmap(abs, [-1, 2]) == [1, 2]
+    assert Timings.here().learned(abs) is not None
+    assert pmap(square, range(1000, 1020), seed=1 << 127) == [k * k for k in range(1000, 1020)]
+    assert Timings.here().learned(square) is not None
+
+
+@pytest.mark.parametrize("run", [imap, imap_unordered])
+def test_the_results_are_a_generator(pids: list[int], run: Any) -> None:
+    results = run(abs, itertools.repeat(-1))
+    assert isinstance(results, Generator)
+    assert (next(results), results.send(None)) == (1, 1)
+    with pytest.raises(KeyError):
+        results.throw(KeyError("enough"))
+    assert list(results) == []

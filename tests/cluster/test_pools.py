@@ -462,7 +462,8 @@ class Counted:
 
 def test_a_function_is_sent_once_to_each_worker(pids: list[int]) -> None:
     Counted.pickled = 0
-    pool, data = CachingPool(pids), Counted()
+    pool = CachingPool(pids)
+    data: Any = Counted()  # arrives as an int
 
     def plus(n: int, *, more: int = 0) -> Any:
         return data + n + more
@@ -511,9 +512,9 @@ def test_errors_and_remote_do_on_a_caching_pool(pids: list[int]) -> None:
 
 def test_workers_drop_what_a_pool_that_is_gone_has_sent(pids: list[int]) -> None:
     def kept() -> int:
-        from hpcdist._parallel import batches
+        from hpcdist._maps.kept_functions import KeptFunctions
 
-        return len(batches._kept)
+        return len(KeptFunctions.here()._kept)
 
     gc.collect()
     eventually(lambda: remotecall_fetch(kept, pids[0]) == 0)

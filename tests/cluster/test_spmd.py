@@ -307,6 +307,37 @@ def test_the_culprit_is_named_and_the_others_are_freed(fresh: Callable[..., list
     assert spmd(add_up, 0, pids=left)[0] == sum(range(len(left)))
 
 
+COST = """
+import hpcdist
+from hpcdist import comm, spmd
+pids = hpcdist.addprocs(3)
+def careless():
+    if comm().rank == 1: raise ValueError("no data for rank 1")
+    comm().Barrier()
+try: spmd(careless, grace=0.5)
+except ValueError as error: print(error.pid)
+while len(left := [pid for pid in pids if pid in hpcdist.workers()]) not in (1, 3): pass
+print(*left)
+hpcdist.rmprocs(left)
+print(len(spmd(lambda: comm().size, pids=hpcdist.addprocs(3))))
+"""
+
+
+def test_what_a_failure_has_cost_is_told(script: Callable[..., Any]) -> None:
+    done = script(COST)
+    assert done.rc == 0, done.err
+    culprit, left, again = done.out.splitlines()
+    assert (culprit, again) == ("3", "3")
+    if left == "2 3 4":  # Open MPI: they are freed
+        assert "cost" not in done.err
+        return
+    assert left == "3"
+    assert "spmd: process 3 failed (ValueError: no data for rank 1)" in done.err
+    assert "cost workers 2 and 4" in done.err
+    assert "1 of 3 workers left" in done.err
+    assert "rmprocs([3]), then addprocs gives a full world again" in done.err
+
+
 def test_members_outside_of_mpi_are_left_alone(pids: list[int]) -> None:
     start = time.monotonic()
     with pytest.raises(ZeroDivisionError):

@@ -28,9 +28,14 @@ from hpcdist import (
     scatter,
     workers,
 )
-from hpcdist._parallel import copies, segments, trees, values
-from hpcdist._runtime.node import node
+from hpcdist._collective import trees
+from hpcdist._collective.remote_values import RemoteValues
+from hpcdist._collective.shared_memory import Segments, _is_free
+from hpcdist._collective.trees import Trees
+from hpcdist._collective.value_copies import ValueCopies
+from hpcdist._runtime.node import here
 from hpcdist._transport.router import Peer
+from hpcdist._wire.messages import NUMBERS, Up
 from tests.helpers import eventually
 
 LARGE = 1_500_000  # float64: 12 MB, three pieces
@@ -39,7 +44,7 @@ LARGE = 1_500_000  # float64: 12 MB, three pieces
 @pytest.fixture(params=["shared", "sent"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a broadcast moves: through shared memory, or in pieces down the tree."""
-    monkeypatch.setattr(values, "shares_memory", request.param == "shared")
+    monkeypatch.setattr(RemoteValues.here(), "shares_memory", request.param == "shared")
     return str(request.param)
 
 
@@ -52,7 +57,7 @@ def writeable(array: Any) -> bool:
 
 
 def copies_here() -> int:
-    return len(copies.held)
+    return len(ValueCopies.here().held)
 
 
 def ones(n: int) -> Any:
@@ -125,7 +130,7 @@ def test_inside_other_arguments(pids: list[int]) -> None:
             )
             == 9
         )
-        total = handle
+        total: Any = handle
         assert remotecall_fetch(lambda: sum(total), pids[0]) == 6
         assert remotecall_fetch(sum, 1, handle) == 6
         assert remotecall_fetch(sum, myid(), handle) == 6
@@ -191,8 +196,8 @@ def test_a_segment_is_used_again_when_its_views_are_gone(pids: list[int]) -> Non
     for _ in range(8):
         with bcast(np.ones(LARGE)) as handle:
             assert remotecall_fetch(summed, pids[0], handle) == LARGE
-        eventually(lambda: all(segments._is_free(s) for s in segments._pool.values()))
-    assert len(segments._pool) <= 3
+        eventually(lambda: all(_is_free(s) for s in Segments.here()._pool.values()))
+    assert len(Segments.here()._pool) <= 3
 
 
 def test_a_view_outlives_its_value(pids: list[int]) -> None:
@@ -207,7 +212,7 @@ def test_a_view_outlives_its_value(pids: list[int]) -> None:
     assert everywhere("float(hd_kept[0].sum())", pids=pids[0]) == 3.0 * LARGE
     del mine
     everywhere("del hd_kept")
-    eventually(lambda: all(segments._is_free(s) for s in segments._pool.values()))
+    eventually(lambda: all(_is_free(s) for s in Segments.here()._pool.values()))
 
 
 def keep(array: Any) -> None:
@@ -251,7 +256,7 @@ def test_gather_takes_both_kinds_and_nothing_else(pids: list[int]) -> None:
     with bcast("b") as handle:
         assert gather([remotecall(myid, pids[1]), handle]) == [pids[1], "b"]
     with pytest.raises(TypeError):
-        gather([1])
+        gather([1])  # type: ignore[list-item]
     with pytest.raises(ZeroDivisionError):
         gather([remotecall(divmod, pids[0], 1, 0)])
 
@@ -363,7 +368,7 @@ def test_everywhere_reaches_those_behind_a_dead_one(
 
 def test_several_worlds(way: str, fresh: Callable[..., list[int]]) -> None:
     pids = [*fresh(2), *fresh(2)]
-    assert len({trees.world_of(pid) for pid in pids}) == 2
+    assert len({Trees.here().world_of(pid) for pid in pids}) == 2
     with bcast(np.ones(LARGE), pids) as handle:
         assert [remotecall_fetch(summed, pid, handle) for pid in pids] == [LARGE] * 4
     assert hpcdist.reduce(operator.add, lambda: [myid()], pids=pids) == pids
@@ -373,7 +378,7 @@ def test_several_worlds(way: str, fresh: Callable[..., list[int]]) -> None:
 def test_one_copy_enters_each_world(
     fresh: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "shares_memory", False)
+    monkeypatch.setattr(RemoteValues.here(), "shares_memory", False)
     pids = [*fresh(3), *fresh(2)]
     with counted() as told, bcast(np.ones(LARGE), pids):
         pass
@@ -398,7 +403,7 @@ class counted:
     def __enter__(self) -> Told:
         self.told = told = Told()
         self.post = post = Peer.post
-        self.up = up = node.handlers[trees.UP]
+        self.up = up = here.node.handlers[NUMBERS[Up]]
 
         def counting(peer: Peer, data: bytes, buffers: Any = (), end: Any = None) -> None:
             told.messages += 1
@@ -411,13 +416,13 @@ class counted:
             told.messages += 1
             up(*args)
 
-        Peer.post = counting  # type: ignore[method-assign]
-        node.handlers[trees.UP] = counting_up
+        Peer.post = counting  # type: ignore[method-assign, assignment]
+        here.node.handlers[NUMBERS[Up]] = counting_up
         return told
 
     def __exit__(self, *_: object) -> None:
         Peer.post = self.post  # type: ignore[method-assign]
-        node.handlers[trees.UP] = self.up
+        here.node.handlers[NUMBERS[Up]] = self.up
 
 
 @pytest.mark.timeout(120)

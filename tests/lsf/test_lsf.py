@@ -132,6 +132,7 @@ rmprocs(h.workers())
     eventually(lambda: not lsf.living(), timeout=30, message="it stays")
 
 
+@pytest.mark.any_mpi
 def test_what_is_refused_is_told_in_lsf_s_words(script: Run, lsf: Lsf) -> None:
     run(
         script,
@@ -144,11 +145,13 @@ refused("EXIT, exit code 1", "setup failed on", "at: false", "one\\n", setup=["e
     assert lsf.living() == []
 
 
+@pytest.mark.any_mpi
 def test_an_answer_that_gets_lost(script: Run, lsf: Lsf) -> None:
     run(script, lsf, "pids = addprocs(LSFManager(1))\nrmprocs(pids)\n", fault="garbage")
     assert list(lsf.jobs()) == ["1"]
 
 
+@pytest.mark.any_mpi
 @pytest.mark.parametrize(
     ("fault", "words"),
     [("pending", "New job is waiting for scheduling"), ("down", "queue_timeout=4")],
@@ -159,6 +162,7 @@ def test_a_job_that_does_not_start(script: Run, lsf: Lsf, fault: str, words: str
     eventually(lambda: not lsf.living(), timeout=30, message="it was not cancelled")
 
 
+@pytest.mark.any_mpi
 def test_a_killed_job_is_told(script: Run, lsf: Lsf) -> None:
     run(
         script,

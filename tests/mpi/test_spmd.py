@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpcdist import comm, myid, remotecall, spmd
+from hpcdist import Executor, comm, myid, pmap, remotecall, spmd
 
 pytestmark = pytest.mark.mpi(min_size=4)
 
@@ -49,3 +49,18 @@ def test_a_failure_outside_of_mpi(world: list[int]) -> None:
     with pytest.raises(ZeroDivisionError):
         spmd(fail_first, grace=5)
     assert spmd(members) == [world] * len(world)
+
+
+def test_tasks_of_several_ranks(world: list[int]) -> None:
+    futures = [spmd.submit(members, ranks=1 + k % len(world)) for k in range(20)]
+    found = [future.fetch(60) for future in futures]
+    assert [len(pids) for pids in found] == [1 + k % len(world) for k in range(20)]
+    assert all(set(pids) <= set(world) for pids in found)
+    with pytest.raises(ValueError, match=f"has {len(world)}"):
+        spmd.submit(members, ranks=len(world) + 1)
+
+
+def test_maps_and_executors_of_several_ranks(world: list[int]) -> None:
+    assert [len(pids) for pids in pmap(lambda k: members(), range(10), ranks=2)] == [2] * 10
+    with Executor(ranks=len(world)) as executor:
+        assert executor.submit(members).result() == world

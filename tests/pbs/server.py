@@ -45,8 +45,10 @@ class PbsJob:
     comment: str = ""
     status: int | None = None
     slots: list[str] = field(default_factory=list)
+    started: str = ""
     deleted: bool = False
     output: IO[bytes] | None = None
+    index: str = ""  # within a job array
 
     @property
     def done(self) -> bool:
@@ -162,15 +164,24 @@ class Server:
                 break
         options, resources = _parse(words)
         _check(options, resources)
+        indices = _indices(options)
         with self._lock:
-            ident = f"{self._next}.head"
+            number = self._next
             self._next += 1
-            job = PbsJob(ident, options, resources, told["cwd"], args[-1])
-            self.jobs[ident] = job
-        (self._state / "jobs" / f"{ident}.SC").write_text(text)
-        (self._state / "jobs" / f"{ident}.SC").chmod(0o755)
-        self._schedule(job)
-        return {"out": ident + "\n"}
+            made = [
+                PbsJob(
+                    f"{number}{index and f'[{index}]'}.head",
+                    *(options, resources, told["cwd"], args[-1]),
+                    index=index,
+                )
+                for index in indices
+            ]
+            self.jobs |= {job.ident: job for job in made}
+        for job in made:
+            (self._state / "jobs" / f"{job.ident}.SC").write_text(text)
+            (self._state / "jobs" / f"{job.ident}.SC").chmod(0o755)
+            self._schedule(job)
+        return {"out": _whole(made[0]) + "\n"}
 
     def _qstat(self, told: dict[str, Any], args: list[str]) -> dict[str, Any]:
         if args == ["--version"]:
@@ -181,21 +192,25 @@ class Server:
             )
             return {"out": json.dumps({"Server": {"head": facts}})}
         if "-Q" in args:
-            limits = {"resources_max": {"walltime": "24:00:00"}}
-            facts = {"enabled": "True", "started": "True"} | limits
+            limits: dict[str, Any] = {"resources_max": {"walltime": "24:00:00"}}
+            facts = limits | {"enabled": "True", "started": "True"}
             return {"out": json.dumps({"Queue": {"workq": facts}})}
         if "-x" in args and not self.history:
             raise Refused(15140 % 256, "qstat: PBS is not configured to maintain job history")
         found, errors, rc = {}, "", 0
         for name in [word for word in args if word[0].isdigit()]:
-            job = self.jobs.get(name if "." in name else f"{name}.head")
+            job, shown = self._named(name), {}
+            if job is not None and "[]" in name:
+                shown = {"job_state": "B", "array": "True"}
+            elif job is not None and job.done and job.index and self._goes_on(job):
+                shown = {"job_state": "X"}  # until its array has ended
             if job is None or (job.done and not self.history):
                 errors, rc = errors + f"qstat: Unknown Job Id {name}\n", 153
-            elif job.done and "-x" not in args:
+            elif job.done and "-x" not in args and not shown:
                 errors += f"qstat: {name} Job has finished, use -x or -H to obtain historical "
                 errors, rc = errors + "job information\n", 35
             else:
-                found[job.ident] = _shown(job)
+                found[name if "[]" in name else job.ident] = _shown(job) | shown
         whole = {"timestamp": 1, "pbs_version": VERSION, "pbs_server": "head", "Jobs": found}
         text = json.dumps(whole, indent=4)
         if self.faulty:
@@ -203,7 +218,18 @@ class Server:
         return {"out": text + "\n" if found else "", "err": errors, "rc": rc}
 
     def _qselect(self, told: dict[str, Any], args: list[str]) -> dict[str, Any]:
-        return {"out": "".join(f"{job.ident}\n" for job in self.listed())}
+        idents = dict.fromkeys(_whole(job) for job in self.listed())
+        return {"out": "".join(f"{ident}\n" for ident in idents)}
+
+    def _named(self, name: str) -> PbsJob | None:
+        """Return a job by its id; any task of a job array for that."""
+        full = name if "." in name else f"{name}.head"
+        if "[]" in full:
+            return next((job for job in self.jobs.values() if _whole(job) == full), None)
+        return self.jobs.get(full)
+
+    def _goes_on(self, task: PbsJob) -> bool:
+        return any(_whole(job) == _whole(task) for job in self.listed())
 
     def _qdel(self, told: dict[str, Any], args: list[str]) -> dict[str, Any]:
         errors, rc = "", 0
@@ -254,6 +280,7 @@ class Server:
             if job.comment:
                 return
             job.slots, job.state, job.substate = slots, "R", 42
+            job.started = time.ctime()
             job.comment = "Job run at Sat Nov 21 at 12:00 on (n1:ncpus=4)"
         thread = threading.Thread(target=self._run, args=(job,))
         self._threads.append(thread)
@@ -351,6 +378,7 @@ class Server:
             "PBS_O_WORKDIR": job.cwd,
             "NCPUS": "1",
         }
+        env |= {"PBS_ARRAY_INDEX": job.index} if job.index else {}
         env |= {"PBS_NODEFILE": nodefile} if nodefile else {}
         go = ["env", "-i", *(f"{key}={value}" for key, value in env.items())]
         who = ["setpriv", f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups"]
@@ -370,8 +398,26 @@ class Server:
     def _output_path(self, job: PbsJob) -> Path:
         number = job.ident.partition(".")[0]
         given = job.options.get("o", f"{job.options.get('N', 'STDIN')}.o{number}")
+        given = given.replace("^array_index^", job.index)
         inside = os.path.join(job.cwd, given).removeprefix("/home")
         return Path(str(self._state / "home") + inside)
+
+
+def _whole(job: PbsJob) -> str:
+    """Return the id of a job, or of the array whose task it is."""
+    return re.sub(r"\[\d+\]", "[]", job.ident)
+
+
+def _indices(options: dict[str, str]) -> list[str]:
+    """Return the numbers of the tasks of a job array; of a single job, one empty text."""
+    if "J" not in options:
+        return [""]
+    first, last = map(int, options["J"].partition("%")[0].split("-"))
+    if first >= last:
+        raise Refused(2, "qsub: illegal -J value")
+    if options.get("r") == "n":
+        raise Refused(15175 % 256, "qsub: cannot submit non-rerunable Array Job")
+    return [str(index) for index in range(first, last + 1)]
 
 
 def _parse(words: list[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -436,7 +482,7 @@ def _shown(job: PbsJob) -> dict[str, Any]:
     if job.slots:
         hosts = dict.fromkeys(job.slots)
         facts["exec_host"] = "+".join(f"{host}/0*{job.slots.count(host)}" for host in hosts)
-        facts["stime"] = "Sat Nov 21 12:00:00 2026"
+        facts["stime"] = job.started
     if job.comment:
         facts["comment"] = job.comment
     if job.done and job.status is not None:

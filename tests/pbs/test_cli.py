@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests.helpers import eventually
 from tests.pbs.cluster import Pbs
 from tests.slurm.cluster import Finished
@@ -36,6 +38,7 @@ def test_submit_and_wait(pbs: Pbs) -> None:
     assert hpcdist(pbs, "jobs", "--all").out == "no jobs\n"
 
 
+@pytest.mark.any_mpi
 def test_jobs_and_cancel(pbs: Pbs) -> None:
     pbs.expected.append(".hpcdist/jobs/*/*")
     pbs.server.closed = "Not Running: Not enough free nodes available"
@@ -55,6 +58,7 @@ def test_jobs_and_cancel(pbs: Pbs) -> None:
     assert re.search(rf"{second} +unknown", listed), listed
 
 
+@pytest.mark.any_mpi
 def test_a_driver_that_can_never_start(pbs: Pbs) -> None:
     done = hpcdist(pbs, "submit", pbs.program(DRIVER), "--scheduler=pbs", "-n", "99", "--wait")
     assert done.rc == 1
@@ -63,6 +67,7 @@ def test_a_driver_that_can_never_start(pbs: Pbs) -> None:
     pbs.expected.append(".hpcdist/jobs/*/*")
 
 
+@pytest.mark.any_mpi
 def test_script(pbs: Pbs) -> None:
     done = hpcdist(pbs, "script", "--scheduler", "pbs", "-n", "4", "-q", "debug", "--mem", "2gb")
     assert done.rc == 0, done.err

@@ -160,3 +160,19 @@ def test_a_driver_that_is_told_to_end(pbs: Pbs, number: signal.Signals) -> None:
     driver.send(number)
     assert driver.wait(20).rc == -number
     eventually(lambda: not pbs.jobs(), 30)
+
+
+def test_a_job_stays_for_the_next_launch(pbs: Pbs) -> None:
+    text = """
+options = {"mpiprocs": 2, "walltime": "0:10:00", "linger": 60}
+with h.cluster(PBSManager(4), **options) as pids:
+    job = h.status()[1].job_id
+until(lambda: list(RUNS.glob("*/lingering")))
+pids = addprocs(PBSManager(4), **options)
+assert {row.job_id for row in h.status() if row.pid in pids} == {job}
+assert h.spmd(lambda: h.comm().allreduce(h.comm().rank), pids=pids) == [6] * 4
+h.shutdown(release=True)
+until(lambda: not list(RUNS.iterdir()))
+"""
+    done = run(pbs, text)
+    assert " left) instead of queueing" in done["err"], done

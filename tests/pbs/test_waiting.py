@@ -1,9 +1,12 @@
 """Jobs that wait, that can never start, that PBS refuses, and that end too early."""
 
+import pytest
+
 from tests.pbs.cluster import Pbs
 from tests.pbs.drivers import PRELUDE, run, says
 
 
+@pytest.mark.any_mpi
 def test_a_job_waits_with_a_comment(pbs: Pbs) -> None:
     comment = "Not Running: Insufficient amount of resource: ncpus (R: 2 A: 0 T: 16)"
     pbs.server.closed = comment
@@ -29,6 +32,7 @@ rmprocs(pids)
     assert driver.wait().rc == 0, driver.err
 
 
+@pytest.mark.any_mpi
 def test_what_can_never_run_is_told_and_taken_back(pbs: Pbs) -> None:
     run(
         pbs,
@@ -42,6 +46,7 @@ refused(LaunchError, "Not enough total nodes available", n=6, mpiprocs=2)
     assert [call[0] for call in pbs.server.calls].count("qdel") == 2
 
 
+@pytest.mark.any_mpi
 def test_a_job_that_is_deleted_while_it_waits(pbs: Pbs) -> None:
     run(
         pbs,
@@ -55,11 +60,12 @@ except LaunchError as exc:
     assert "CANCELLED" in str(exc), exc
 else:
     raise AssertionError("it came up")
-refused(LaunchError, "did not start within queue_timeout=0.5 s", h=True, queue_timeout=0.5)
+refused(LaunchError, "did not start within queue_timeout=5 s", h=True, queue_timeout=5)
 """,
     )
 
 
+@pytest.mark.any_mpi
 def test_what_pbs_refuses_is_told_in_its_words(pbs: Pbs) -> None:
     run(
         pbs,
@@ -75,6 +81,7 @@ until(lambda: not list(RUNS.iterdir()))
     assert "qdel" not in [call[0] for call in pbs.server.calls]
 
 
+@pytest.mark.any_mpi
 def test_torque_is_refused_by_name(pbs: Pbs) -> None:
     pbs.server.version = "Version: 6.1.2\nCommit: 661e092552de43a785c15d39a3634a541d86898e\n"
     run(pbs, 'refused(LaunchError, "this is Torque", "Version: 6.1.2")')
@@ -125,6 +132,7 @@ until(lambda: not list((odd / "jobs x").iterdir()))
     assert "mine" in names
 
 
+@pytest.mark.any_mpi
 def test_faulty_json_is_read_all_the_same(pbs: Pbs) -> None:
     pbs.server.faulty = '                "LEAD": 005,\n                "Q": "\\\'",\n'
     run(

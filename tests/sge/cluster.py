@@ -28,6 +28,8 @@ class GridEngine(Slurm):
     host be reached.
     """
 
+    patience = 20.0
+
     def up(self) -> None:
         """Start it; it takes three seconds."""
         self._settings["HPC_SLURM"] = "0"
@@ -53,8 +55,9 @@ class GridEngine(Slurm):
         rows = [re.split(r"\s+", line.strip()) for line in listed]
         return [Job(row[0], row[4], "", row[7] if len(row) > 8 else "", row[2]) for row in rows]
 
-    def drain(self, patience: float = 20) -> None:
+    def drain(self, patience: float | None = None) -> None:
         """Fail unless all jobs, processes and files of the user are gone by and by."""
+        patience = self.patience if patience is None else patience
         end = time.monotonic() + patience
         while (left := self.jobs()) and time.monotonic() < end:
             time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests import containers
 from tests.helpers import eventually
 from tests.sge.cluster import GridEngine
 from tests.slurm.cluster import Finished
@@ -88,21 +89,65 @@ nothing_left()
 
 
 def test_many_small_jobs(sge: GridEngine) -> None:
+    """Those of one size are one job array, whose tasks start, and end, each by itself."""
     run(
         sge,
         """
-going = h.launch(SGEManager(3), split=2)
+going = h.launch(SGEManager(5), split=2, pe="spread")
 pids = going.wait()
-assert len(going.jobs) == 2 and sorted(queue()) == sorted(going.jobs), going.jobs
-rows = [(row.job_id, row.rank) for row in h.status() if row.pid in pids]
-assert sorted(rank for _, rank in rows) == [0, 0, 1], rows
-assert remotecall_fetch(lambda q: remotecall_fetch(h.myid, q), pids[0], pids[2]) == pids[2]
+assert len(going.jobs) == 3, going.jobs
+(array,) = {job.partition(".")[0] for job in going.jobs if "." in job}
+(single,) = [job for job in going.jobs if "." not in job]
+assert sorted(going.jobs) == sorted([f"{array}.1", f"{array}.2", single]), going.jobs
+assert sorted(queue()) == sorted([array, array, single]), queue()
+rows = {job: [row for row in h.status() if row.job_id == job] for job in going.jobs}
+for task in (f"{array}.1", f"{array}.2"):  # a launcher that reaches the other host
+    assert [row.rank for row in rows[task]] == [0, 1], rows
+    assert {row.host for row in rows[task]} == {"n1", "n2"}, rows
+assert remotecall_fetch(lambda q: remotecall_fetch(h.myid, q), pids[0], pids[4]) == pids[4]
+
+first, second = ([row.pid for row in rows[f"{array}.{k}"]] for k in (1, 2))
+shown("qdel", f"{array}.2")
+try:
+    remotecall(time.sleep, second[0], 100).fetch()
+except ProcessExitedException as exc:
+    until(lambda: "CANCELLED" in exc.why)
+else:
+    raise AssertionError("it lives")
+assert [remotecall_fetch(h.myid, pid) for pid in first] == first
+until(lambda: sorted(queue()) == sorted([array, single]))
+rmprocs(h.workers())
+nothing_left()
+
+# A queued array, and one whose tasks fail.
+waiting = h.launch(SGEManager(32), split=16, h=True)
+until(lambda: len(waiting.jobs) == 2)
+until(lambda: str(waiting.state) == "HELD" or waiting.reason)
+waiting.cancel()
+refused(LaunchError, "FAILED, exit code 1", "setup failed on n", "at: false", n=4, split=2,
+        setup=["false"])
+nothing_left()
+""",
+    )
+
+
+def test_workers_run_in_a_container(sge: GridEngine) -> None:
+    run(
+        sge,
+        containers.PRELUDE
+        + """
+pids = addprocs(SGEManager(2), pe="spread", setup=[f"PATH={os.environ['PATH']}"],
+                container="app.sif", wrapper=["nice", "-n", "5"])
+assert {row.host for row in h.status()[1:]} == {"n1", "n2"}
+assert h.everywhere.call(inside, pids=pids) == dict.fromkeys(pids, expected(nice=5))
+assert spmd(lambda: h.comm().allreduce(1), pids=pids) == [2, 2]
 rmprocs(pids)
 nothing_left()
 """,
     )
 
 
+@pytest.mark.any_mpi
 def test_what_is_refused_is_told_in_grid_engine_s_words(sge: GridEngine) -> None:
     run(
         sge,
@@ -123,6 +168,7 @@ nothing_left()
     )
 
 
+@pytest.mark.any_mpi
 def test_an_answer_that_gets_lost(sge: GridEngine) -> None:
     sge.file("bin/qsub", '#!/bin/sh\n/usr/bin/qsub "$@" >/dev/null; echo eaten\n', 0o755)
     run(
@@ -138,6 +184,7 @@ nothing_left()
     )
 
 
+@pytest.mark.any_mpi
 def test_waiting(sge: GridEngine) -> None:
     run(
         sge,
@@ -153,6 +200,7 @@ nothing_left()
     )
 
 
+@pytest.mark.any_mpi
 def test_a_deleted_job_is_told(sge: GridEngine) -> None:
     sge.expected += KILLED
     run(
@@ -174,6 +222,7 @@ nothing_left()
     )
 
 
+@pytest.mark.any_mpi
 def test_out_of_time(sge: GridEngine) -> None:
     sge.expected += KILLED
     run(
@@ -216,6 +265,7 @@ sys.exit(5)
 """
 
 
+@pytest.mark.any_mpi
 def test_the_command_line(sge: GridEngine) -> None:
     sge.expected.append(".hpcdist/jobs/*/*")
     sge.file("driver.py", DRIVER)
@@ -252,6 +302,7 @@ def test_the_command_line(sge: GridEngine) -> None:
     assert done.rc == 0, done
 
 
+@pytest.mark.slow
 def test_the_doctor(sge: GridEngine) -> None:
     done = sge.login(
         "hpcdist", "doctor", "--scheduler", "sge", "--run", "--pe", "spread", timeout=120
@@ -264,3 +315,23 @@ def test_the_doctor(sge: GridEngine) -> None:
     assert "there is no parallel environment nope" in done.out
     done = sge.login("hpcdist", "doctor", "--scheduler", "sge", "--pe", "loose", timeout=120)
     assert "lets no other host be reached" in done.out
+
+
+def test_a_job_stays_for_the_next_launch(sge: GridEngine) -> None:
+    done = run(
+        sge,
+        """
+options = {"pe": "spread", "h_rt": "00:10:00", "linger": 60}
+with h.cluster(SGEManager(3), **options) as pids:
+    (job,) = queue()
+until(lambda: list(RUNS.glob("*/lingering")))
+listed = shown(sys.executable, "-m", "hpcdist", "jobs")
+assert f"{job} " in listed and " LINGERING " in listed, listed
+pids = addprocs(SGEManager(3), **options)
+assert queue() == [job], queue()
+assert spmd(lambda: h.comm().allreduce(h.comm().rank), pids=pids) == [3, 3, 3]
+h.shutdown(release=True)
+nothing_left()
+""",
+    )
+    assert " left) instead of queueing" in done.err, done

@@ -112,13 +112,18 @@ class Running:
         if self.process.poll() is None:
             self.send(signal.SIGKILL)
 
+    def end(self) -> None:
+        """Kill it, if it still runs, with all of its group; reap it."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # not reaped: the number is still its own
+        self.process.wait(10)
+
     def wait(self, timeout: float = 60) -> Finished:
         """Wait for its end; a failure, with all that was written, if it does not come."""
         try:
             rc = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self.kill()
-            self.process.wait(10)
+            self.end()
             raise AssertionError(
                 f"no end within {timeout:g} s: {' '.join(self.command)}\n"
                 f"--- stdout ---\n{self.out}\n--- stderr ---\n{self.err}"
@@ -134,7 +139,10 @@ class Slurm:
         work: Where `file` writes and commands run, as the cluster's user names it.
         expected: Patterns of files that a test may leave: relative to the user's home, or absolute
             ones of any machine's /tmp or /dev/shm.
+        patience: How many seconds what a test has left has to be gone.
     """
+
+    patience = 10.0
 
     def __init__(
         self,
@@ -185,8 +193,7 @@ class Slurm:
         """End every process in it, and remove all it has written."""
         self._put_off(60)
         self._script("down")
-        for running in self._running:
-            running.process.wait(10)
+        self._end_commands()
         shutil.rmtree(self._state, ignore_errors=True)
 
     def log(self, machine: str = "login") -> str:
@@ -289,10 +296,10 @@ class Slurm:
         """Wait for the end of a job, and return how it was."""
         self._put_off(timeout + 20)
 
-        def look() -> dict[str, str] | None:
+        def look() -> dict[str, str]:
             shown = self.root("scontrol", "show", "job", "--oneliner", job).out
             facts = dict(re.findall(r"(\w+)=(\S*)", shown))
-            return None if facts.get("JobState", "PENDING") in _ALIVE else facts
+            return {} if facts.get("JobState", "PENDING") in _ALIVE else facts
 
         try:
             facts = eventually(look, timeout=timeout)
@@ -341,8 +348,8 @@ class Slurm:
         found = {}
         for name in os.listdir("/proc"):
             try:
-                machine = spaces.get(os.readlink(f"/proc/{name}/ns/pid") if name.isdigit() else "")
-                if machine is None:
+                place = spaces.get(os.readlink(f"/proc/{name}/ns/pid") if name.isdigit() else "")
+                if place is None:
                     continue
                 status = Path(f"/proc/{name}/status").read_text()
                 words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
@@ -354,7 +361,7 @@ class Slurm:
                 b" ".join(words).decode(errors="replace").strip() or f"[{program and program[1]}]"
             )
             if (uid and uid[1] == str(_UID)) or "slurmstepd" in title:
-                found[int(name)] = f"{machine}: {title[:300]}"
+                found[int(name)] = f"{place}: {title[:300]}"
         return found
 
     def files(self) -> list[str]:
@@ -372,8 +379,9 @@ class Slurm:
                 found.append(f"home: {name}")
         return found
 
-    def drain(self, patience: float = 10) -> None:
+    def drain(self, patience: float | None = None) -> None:
         """Fail unless all jobs, processes and files of the user are gone by and by."""
+        patience = self.patience if patience is None else patience
         self._put_off(patience * 3 + 30)
         left = [f"job {job}" for job in _settle(self.jobs, patience)]
         if left:
@@ -393,16 +401,21 @@ class Slurm:
 
     def tidy(self) -> None:
         """After a test: mend what it broke, see that nothing is left, and empty the home."""
-        for machine in sorted(self._hurt):
-            self.heal_node(int(machine[1:]))
         try:
+            for machine in sorted(self._hurt):
+                self.heal_node(int(machine[1:]))
             self.drain()
         finally:
+            self._end_commands()
             self.expected.clear()
-            self._running.clear()
             self._make_work()
 
     # --- inside
+
+    def _end_commands(self) -> None:
+        """End and reap what tests have started: the failure of one is no trouble of another's."""
+        while self._running:
+            self._running.pop().end()
 
     def _script(self, *args: str) -> None:
         files = self._state / "io" / "script"

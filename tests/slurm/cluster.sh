@@ -201,7 +201,8 @@ MessageTimeout=5
 CompleteWait=0
 MinJobAge=600
 MaxArraySize=1001
-NodeName=n[1-$n] CPUs=$cpus RealMemory=16000 State=UNKNOWN
+GresTypes=gpu
+NodeName=n[1-$n] CPUs=$cpus RealMemory=16000 Gres=gpu:4 State=UNKNOWN
 PartitionName=compute Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
 PartitionName=debug Nodes=ALL MaxTime=2 DefaultTime=1 State=UP
 $EXTRA
@@ -215,6 +216,8 @@ CONF
         chown slurm "$STATE/etc/slurm/slurmdbd.conf"; chmod 600 "$STATE/etc/slurm/slurmdbd.conf"; install -o slurm -m 644 /dev/null "$STATE/log/slurmdbd.log"
     fi
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$STATE/etc/slurm/cgroup.conf"
+    # Any device will do: nobody opens it, and Slurm only tells jobs which ones are theirs
+    printf 'Name=gpu File=/dev/%s\n' null zero full random >"$STATE/etc/slurm/gres.conf"
 }
 
 all_idle() { [ "$(inside login timeout 3 sinfo -h -N -p compute -o '%T' 2>/dev/null | grep -cx idle)" = "$1" ]; }

@@ -1,4 +1,4 @@
-"""The cluster of the tests in this folder: one for the whole session, tidied after each test."""
+"""The cluster of the tests in this folder: one for a whole process, tidied after each test."""
 
 import os
 from collections.abc import Iterator
@@ -35,12 +35,33 @@ def accounted_slurm(accounted_cluster: Slurm) -> Iterator[Slurm]:
     accounted_cluster.tidy()
 
 
-def _cluster(request: pytest.FixtureRequest, *, sacct: bool) -> Iterator[Slurm]:
+# Jobs of `compute` take the place of jobs in this partition, which are ended.
+_SCAVENGE = """PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=scavenge Nodes=ALL MaxTime=INFINITE PriorityTier=0 PreemptMode=CANCEL State=UP"""
+
+
+@pytest.fixture(scope="module")
+def preempting_cluster(request: pytest.FixtureRequest) -> Iterator[Slurm]:
+    """A cluster with a partition whose jobs others take the place of, for one module."""
+    yield from _cluster(request, sacct=False, extra_conf=_SCAVENGE)
+
+
+@pytest.fixture
+def preempting_slurm(preempting_cluster: Slurm) -> Iterator[Slurm]:
+    """The same as `slurm`, on a cluster with the partition `scavenge`."""
+    yield preempting_cluster
+    preempting_cluster.tidy()
+
+
+def _cluster(
+    request: pytest.FixtureRequest, *, sacct: bool, extra_conf: str = ""
+) -> Iterator[Slurm]:
     why = _why_not(sacct)
     if why:
         go_without(request, f"no Slurm: {why}")
     limit = request.config.stash[RUN].limit
-    cluster = Slurm(sacct=sacct, put_off=limit.at_least)
+    cluster = Slurm(sacct=sacct, extra_conf=extra_conf, put_off=limit.at_least)
     try:
         cluster.up()
         seen = cluster.login(cluster.python, "-c", "import hpcdist, mpi4py")

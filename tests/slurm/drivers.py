@@ -1,5 +1,8 @@
 """What the programs that tests run on the login node share: `slurm.driver(PRELUDE + text)`."""
 
+from tests.helpers import eventually
+from tests.slurm.cluster import Running, Slurm
+
 PRELUDE = '''
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -55,3 +58,32 @@ def nothing_left():
     until(lambda: not queue())
     until(lambda: not RUNS.exists() or not list(RUNS.iterdir()))
 '''
+
+# Not in MPI: what is killed in it leaves files in /dev/shm, which are not this module's business.
+SLEEPER = """
+import time
+
+print("at work", flush=True)
+time.sleep(600)
+"""
+
+
+def submit_sleeper(slurm: Slurm) -> tuple[Running, str]:
+    """Return `hpcdist submit --wait` under way, and its job, in which a driver is at work."""
+    slurm.file("sleeper.py", SLEEPER)
+    waiting = slurm.start(
+        *(slurm.python, "-m", "hpcdist", "submit", "sleeper.py", "-n", "2", "-t", "1", "--wait")
+    )
+    job = eventually(lambda: waiting.out.strip(), timeout=30)
+    logs = slurm.path("../.hpcdist/jobs")
+
+    def at_work() -> bool:
+        return any("at work" in log.read_text() for log in logs.glob("*/log"))
+
+    try:
+        eventually(at_work, timeout=60)
+    except AssertionError:
+        seen = [log.read_text() for log in logs.glob("*/log")]
+        waiting.kill()
+        raise AssertionError(f"{slurm.jobs()}, {seen}, {waiting.err}") from None
+    return waiting, job

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from hpcdist._keeper.installed_mpi import MPICH_WHEEL_ENV
 from tests.helpers import mpi_environment, mpi_flavour
 
 __all__ = ["ENVIRONMENT", "PMI", "WRONG_PMI", "mpiexec"]
@@ -24,9 +25,7 @@ ENVIRONMENT = {name: mpi_environment()[name] for name in _SETTINGS} if _OPENMPI 
 if _OPENMPI:
     ENVIRONMENT["PMIX_MCA_psec"] = "native"
 else:
-    # With UCX, MPICH 5.0.2 publishes 4 KiB for an address of some hundred bytes: what the program
-    # had in memory beside it. That is often too long for Slurm's pmi2, and MPI_Init hangs.
-    ENVIRONMENT["MPIR_CVAR_CH4_NETMOD"] = "ofi"
+    ENVIRONMENT = dict(MPICH_WHEEL_ENV)  # for programs that are not started by hpcdist
 
 
 def mpiexec(ranks: int) -> list[str]:

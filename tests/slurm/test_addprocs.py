@@ -1,8 +1,10 @@
 """`addprocs(SlurmManager(n), …)`: its options, its refusals, its ways to start a world."""
 
+import re
+
 import pytest
 
-from tests import helpers
+from tests import containers, helpers
 from tests.slurm.cluster import Finished, Slurm
 from tests.slurm.drivers import PRELUDE
 
@@ -14,6 +16,7 @@ def run(slurm: Slurm, text: str, timeout: float = 90) -> Finished:
     return done
 
 
+@pytest.mark.any_mpi
 def test_what_is_wrong_with_options_is_told_before_anything_is_made(slurm: Slurm) -> None:
     run(
         slurm,
@@ -53,6 +56,7 @@ assert h.procs() == [1]
     )
 
 
+@pytest.mark.any_mpi
 def test_what_slurm_refuses_is_told_in_its_words(slurm: Slurm) -> None:
     run(
         slurm,
@@ -88,6 +92,7 @@ nothing_left()
     )
 
 
+@pytest.mark.any_mpi
 def test_options_reach_the_job(slurm: Slurm) -> None:
     run(
         slurm,
@@ -157,6 +162,7 @@ nothing_left()
     )
 
 
+@pytest.mark.any_mpi
 def test_profiles_and_files_of_settings(slurm: Slurm) -> None:
     slurm.file(
         "hpcdist.toml",
@@ -270,3 +276,99 @@ rmprocs(pids)
 nothing_left()
 """,
     )
+
+
+def test_workers_run_under_a_command(slurm: Slurm) -> None:
+    run(
+        slurm,
+        """
+import os, sys
+NICE = ["nice", "-n", "5", sys.executable]
+for launcher in ("srun", "mpiexec"):
+    pids = addprocs(SlurmManager(2), nodes=2, python=NICE, launcher=launcher)
+    assert {remotecall_fetch(os.nice, pid, 0) for pid in pids} == {5}, launcher
+    h.rmprocs(pids)
+""",
+    )
+
+
+def test_workers_run_in_a_container(slurm: Slurm) -> None:
+    """The stand-in needs a user namespace, as the real one does where it is not set-uid."""
+    run(
+        slurm,
+        containers.PRELUDE
+        + f"""
+for launcher in {("srun", "mpiexec") if helpers.mpi_flavour() == "mpich" else ("mpiexec",)}:
+    pids = addprocs(SlurmManager(2), nodes=2, container="app.sif", launcher=launcher)
+    assert everywhere.call(inside, pids=pids) == dict.fromkeys(pids, expected())
+    assert h.spmd(lambda: h.comm().allreduce(1), pids=pids) == [2, 2], launcher
+    h.rmprocs(pids)
+
+Path("driver.py").write_text(
+    "import hpcdist, os; hpcdist.init(); "
+    "print('inside', hpcdist.nworkers(), os.environ['APPTAINER_CONTAINER'])")
+done = subprocess.run(
+    [sys.executable, "-m", "hpcdist", "submit", "driver.py", "-n", "2", "--nodes", "2", "--wait",
+     "--container", "app.sif", "--container-args", "--nv", "--wrapper", "nice -n 3"],
+    capture_output=True, text=True, timeout=60)
+assert done.returncode == 0, done
+log = Path(done.stderr.partition("its output goes to ")[2].split()[0]).read_text()
+assert f"inside 1 {{image}}" in log, log
+shown(sys.executable, "-m", "hpcdist", "jobs", "--clear")
+""",
+    )
+
+
+def test_workers_share_the_gpus_of_their_node(slurm: Slurm) -> None:
+    run(
+        slurm,
+        """
+import os
+seen = lambda: (os.environ["SLURMD_NODENAME"], os.environ.get("CUDA_VISIBLE_DEVICES"))
+def shares(n, **params):
+    pids = addprocs(SlurmManager(n), **params)
+    found = sorted(everywhere.call(seen, pids=pids).values())
+    rmprocs(pids)
+    return found
+two = [("n1", "0,2"), ("n1", "1,3"), ("n2", "0,2"), ("n2", "1,3")]
+assert shares(4, nodes=2, ntasks_per_node=2, gres="gpu:4", gpus="auto") == two
+eight = shares(8, nodes=1, gres="gpu:4", gpus="auto")
+assert eight == sorted([("n1", str(k)) for k in range(4)] * 2), eight
+# Granted to each task alone, by srun: nothing is left to be shared.
+alone = shares(2, nodes=1, gpus_per_task=2, gpus="auto")
+assert [len(gpus.split(",")) for _, gpus in alone] == [2, 2], alone  # whichever by mpiexec
+nothing_left()
+""",
+    )
+
+
+def test_process_1_dials_workers_that_cannot_dial_it(slurm: Slurm) -> None:
+    """As behind a firewall: what asks for a connection to that address gets no answer at all."""
+    walled = "192.0.2.8"
+    (login,) = re.findall(r"inet (10\.\S+)/", slurm.root("ip", "-4", "addr").out)
+    silent = ("from", walled, "blackhole")
+    try:
+        assert slurm.root("ip", "addr", "add", f"{walled}/32", "dev", "br0").rc == 0
+        assert slurm.root("ip", "rule", "add", *silent).rc == 0
+        for node in slurm.nodes:
+            assert slurm.root("ip", "route", "add", walled, "via", login, on=node).rc == 0
+        done = run(
+            slurm,
+            f"""
+pids = addprocs(SlurmManager(4), nodes=2, ntasks_per_node=2, interface="{walled}")
+assert {{row.host for row in h.status()[1:]}} == {{"n1", "n2"}}
+assert everywhere.call(h.myid, pids=pids) == {{pid: pid for pid in pids}}
+assert h.spmd(lambda: h.comm().allreduce(1), pids=pids) == [4] * 4
+# An interface that other hosts know nothing of; there the answer is a refusal.
+more = addprocs(SlurmManager(1), interface="lo", isolation="process")
+assert remotecall_fetch(lambda: remotecall_fetch(h.myid, pids[0]), more[0]) == pids[0]
+rmprocs(pids + more)
+nothing_left()
+""",
+        )
+        assert "refused" not in done.err
+    finally:
+        slurm.root("ip", "rule", "del", *silent)
+        slurm.root("ip", "addr", "del", f"{walled}/32", "dev", "br0")
+        for node in slurm.nodes:
+            slurm.root("ip", "route", "del", walled, on=node)

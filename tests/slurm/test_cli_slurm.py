@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.helpers import eventually
-from tests.slurm.cluster import Finished, Running, Slurm
+from tests.slurm.cluster import Finished, Slurm
+from tests.slurm.drivers import submit_sleeper
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -23,22 +23,13 @@ if sys.argv[1:2] == ["raise"]:
 sys.exit(int(sys.argv[1]) if sys.argv[1:] else 0)
 """
 
-# Not in MPI: what is killed in it leaves files in /dev/shm, which are not this module's business.
-SLEEPER = """
-import time
-
-print("at work", flush=True)
-time.sleep(600)
-"""
-
 Cli = Callable[..., Finished]
 
 
 @pytest.fixture
 def cli(slurm: Slurm) -> Cli:
-    """`cli("submit", ...)`, by the user on the login node; two drivers are there."""
+    """`cli("submit", ...)`, by the user on the login node; a driver is there."""
     slurm.file("driver.py", DRIVER)
-    slurm.file("sleeper.py", SLEEPER)
     # What a driver has printed stays until `hpcdist jobs --clear`.
     slurm.expected += [".hpcdist/jobs/*/*"]
 
@@ -46,26 +37,6 @@ def cli(slurm: Slurm) -> Cli:
         return slurm.login(slurm.python, "-m", "hpcdist", *args, env=env)
 
     return run
-
-
-def submit_sleeper(slurm: Slurm) -> tuple[Running, str]:
-    """Return `hpcdist submit --wait` under way, and its job, in which a driver is at work."""
-    waiting = slurm.start(
-        *(slurm.python, "-m", "hpcdist", "submit", "sleeper.py", "-n", "2", "-t", "1", "--wait")
-    )
-    job = eventually(lambda: waiting.out.strip(), timeout=30)
-    logs = slurm.path("../.hpcdist/jobs")
-
-    def at_work() -> bool:
-        return any("at work" in log.read_text() for log in logs.glob("*/log"))
-
-    try:
-        eventually(at_work, timeout=60)
-    except AssertionError:
-        seen = [log.read_text() for log in logs.glob("*/log")]
-        waiting.kill()
-        raise AssertionError(f"{slurm.jobs()}, {seen}, {waiting.err}") from None
-    return waiting, job
 
 
 def test_submit_and_wait(slurm: Slurm, cli: Cli) -> None:
@@ -99,6 +70,7 @@ def test_a_world_over_two_nodes(slurm: Slurm, cli: Cli) -> None:
     assert done.rc == 0, done.err
 
 
+@pytest.mark.any_mpi
 def test_jobs_and_cancel(slurm: Slurm, cli: Cli) -> None:
     waiting, job = submit_sleeper(slurm)
     foreign = slurm.submit("#!/bin/sh\nsleep 600\n")
@@ -109,7 +81,7 @@ def test_jobs_and_cancel(slurm: Slurm, cli: Cli) -> None:
 
     done = cli("cancel", foreign)
     assert done.rc == 1
-    assert f"no job of ours is called {foreign}" in done.err
+    assert f"no job of hpcdist is called {foreign}" in done.err
     done = cli("cancel", job, "999999")
     assert done.rc == 1
     assert {found.id for found in slurm.jobs()} == {job, foreign}
@@ -124,6 +96,7 @@ def test_jobs_and_cancel(slurm: Slurm, cli: Cli) -> None:
     slurm.login("scancel", foreign)
 
 
+@pytest.mark.any_mpi
 def test_control_c_leaves_the_job_alone(slurm: Slurm, cli: Cli) -> None:
     waiting, job = submit_sleeper(slurm)
     waiting.send(signal.SIGINT)
@@ -134,6 +107,7 @@ def test_control_c_leaves_the_job_alone(slurm: Slurm, cli: Cli) -> None:
     assert cli("cancel", job).rc == 0
 
 
+@pytest.mark.any_mpi
 def test_jobs_tells_why_one_is_queued(slurm: Slurm, cli: Cli) -> None:
     done = cli("submit", "driver.py", "-n", "2", "--hold")
     job = done.out.strip()
@@ -143,14 +117,7 @@ def test_jobs_tells_why_one_is_queued(slurm: Slurm, cli: Cli) -> None:
     assert slurm.jobs() == []
 
 
-@pytest.mark.timeout(180)
-def test_the_limit_of_time(slurm: Slurm, cli: Cli) -> None:
-    waiting, job = submit_sleeper(slurm)
-    end = waiting.wait(110)
-    assert end.rc != 0
-    assert f"job {job}: TIMEOUT" in end.err
-
-
+@pytest.mark.any_mpi
 def test_refusals(slurm: Slurm, cli: Cli) -> None:
     done = cli("submit", "driver.py", "-n", "2", "--partition", "nosuch", "--wait")
     assert (done.rc, done.out) == (1, "")
@@ -224,8 +191,8 @@ def test_doctor_sees_a_login_node_that_nodes_cannot_reach(slurm: Slurm, cli: Cli
         for i in (1, 2, 3):
             assert slurm.root(*block, f"{extra}/32", on=f"n{i}").rc == 0
         done = cli("doctor", "--run", "--interface", extra)
-        assert done.rc == 1
-        assert "cannot reach this machine" in done.out
+        assert done.rc == 0, done.out
+        assert "cannot reach this machine, which reaches n1: process 1 dials workers" in done.out
         assert f"{extra} port" in done.out
         done = cli("doctor", "--run")
         assert done.rc == 0, done.out

@@ -1,11 +1,14 @@
 """The cluster itself, and the check that a test leaves nothing in it."""
 
+import signal
 import time
 
 import pytest
 
 from tests.helpers import eventually
 from tests.slurm.cluster import Slurm
+
+pytestmark = pytest.mark.any_mpi
 
 
 def test_commands_run_as_the_user_on_machines_of_their_own(slurm: Slurm) -> None:
@@ -49,6 +52,18 @@ def test_what_is_left_is_told_and_ended(slurm: Slurm) -> None:
     assert slurm.jobs() == []
     slurm.login("rm", "../file")
     slurm.drain()
+
+
+def test_a_command_that_a_failed_test_has_left_is_ended_and_reaped(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "patience", 0.5)
+    left = [slurm.start("sleep", "600"), slurm.start("sleep", "601", root=True)]
+    with pytest.raises(AssertionError, match="on login: sleep 600"):
+        slurm.tidy()
+    # Not by us: nobody may have to wait for them after this.
+    assert [running.process.returncode for running in left] == [-signal.SIGKILL] * 2
+    eventually(lambda: "sleep 60" not in slurm.root("ps", "-eo", "args").out)
 
 
 def test_a_node_that_is_cut_off_or_dead_comes_back(slurm: Slurm) -> None:

@@ -6,96 +6,12 @@ import json
 import re
 import signal
 import time
-from typing import Any
 
 import pytest
 
-from tests.helpers import eventually
-from tests.slurm.cluster import Running, Slurm
-
-# What every driver of this module begins with.
-HEAD = """
-import ctypes, json, os, signal, sys, time
-import hpcdist
-from hpcdist import (
-    ProcessExitedException, SlurmManager, addprocs, pmap, remote_do, remotecall, remotecall_fetch,
-    rmprocs, spmd, workers,
-)
-
-def say(**facts):
-    print(json.dumps(facts), flush=True)
-
-def loss_of(future, limit=30):
-    begin = time.monotonic()
-    try:
-        future.fetch(timeout=limit)
-    except ProcessExitedException as exc:
-        took = round(time.monotonic() - begin, 2)
-        return {"pid": exc.pid, "host": exc.host, "why": exc.why, "took": took}
-    raise AssertionError("its call came to an end")
-
-def why_in_time(future, word, limit=30):
-    '''Wait until the reason has the scheduler's word in it: that may come a little later.'''
-    error = future.exception(timeout=limit)
-    end = time.monotonic() + limit
-    while word not in error.why and time.monotonic() < end:
-        time.sleep(0.05)
-    return error.why
-
-def stuck(flag):
-    open(flag, "w").close()
-    ctypes.PyDLL(None).sleep(600)  # in C, and with the interpreter's lock held
-
-def until(look, limit=30):
-    end = time.monotonic() + limit
-    while not look():
-        assert time.monotonic() < end, "too late"
-        time.sleep(0.02)
-
-def hold(pids):
-    '''Let workers be stuck in C; return when all of them are.'''
-    futures = [remotecall(stuck, pid, f"stuck.{os.getpid()}.{pid}") for pid in pids]
-    until(lambda: all(os.path.exists(f"stuck.{os.getpid()}.{pid}") for pid in pids))
-    return futures
-
-def total():
-    return hpcdist.comm().allreduce(hpcdist.myid())
-
-def on_two_nodes(n, **options):
-    return addprocs(SlurmManager(n), nodes=2, ntasks_per_node=n // 2, **options)
-
-def by_host(pids):
-    hosts = {s.pid: s.host for s in hpcdist.status()}
-    names = sorted({hosts[p] for p in pids})
-    return {name: [p for p in pids if hosts[p] == name] for name in names}
-"""
-
-
-def facts(text: str) -> list[dict[str, Any]]:
-    """Read what a driver has said."""
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-
-
-def run(slurm: Slurm, text: str, *args: str, timeout: float = 90, **env: str) -> dict[str, Any]:
-    """Run a driver to its good end; return all that it has said, as one."""
-    done = slurm.driver(HEAD + text, *args, timeout=timeout, env=env or None)
-    assert done.rc == 0, f"{done.out}\n{done.err}"
-    said: dict[str, Any] = {}
-    for each in facts(done.out):
-        said |= each
-    return said
-
-
-def says(running: Running, word: str, timeout: float = 60) -> dict[str, Any]:
-    """Wait until a driver says something of this name; return what."""
-
-    def look() -> list[dict[str, Any]]:
-        found = [each for each in facts(running.out) if word in each]
-        assert found or running.process.poll() is None, f"{running.out}\n{running.err}"
-        return found
-
-    return eventually(look, timeout, f"no {word!r} was said")[0]
-
+from tests.helpers import eventually, mpi_flavour
+from tests.slurm.cluster import Slurm
+from tests.slurm.endings import HEAD, run, says
 
 # Workers
 
@@ -159,6 +75,27 @@ assert spmd(total) == [sum(left)] * len(left)
     assert whys[1:] == ["killed by SIGSEGV", "exit code 7"]
 
 
+def test_mpi_abort_is_told_with_its_code(slurm: Slurm) -> None:
+    """Slurm would end the whole step of an MPICH rank that aborts; Open MPI's launcher may."""
+    said = run(
+        slurm,
+        """
+def abort():
+    from mpi4py import MPI
+    MPI.COMM_WORLD.Abort(7)
+
+pids = on_two_nodes(4)
+own = remotecall(abort, pids[3])
+say(own=why_in_time(own, "Abort"))
+if sys.argv[1] == "mpich":
+    assert spmd(total) == [sum(pids[:3])] * 3
+    rmprocs(workers())
+""",
+        mpi_flavour(),
+    )
+    assert said["own"].partition(";")[0] == "MPI_Abort with code 7", said
+
+
 # Drivers
 
 
@@ -208,6 +145,40 @@ def test_with_its_driver_a_job_ends(slurm: Slurm, way: str, busy: str) -> None:
     assert not [name for name in slurm.files() if name.endswith("/join")]
 
 
+CHILDREN = (
+    HEAD
+    + """
+pids = on_two_nodes(4)
+
+def start_some():
+    import subprocess
+    subprocess.Popen(["sleep", "599"], start_new_session=True)
+    subprocess.run("setsid sleep 598 &", shell=True, check=True)  # and without a parent
+
+for pid in pids:
+    remotecall_fetch(start_some, pid)
+say(ready=True)
+if sys.argv[1] == "SIGKILL":
+    time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize("way", ["SIGKILL", "return"])
+def test_with_a_job_ends_what_its_workers_have_started(slurm: Slurm, way: str) -> None:
+    if way == "SIGKILL":
+        slurm.expected.append(".hpcdist/jobs/*/*")
+    driver = slurm.start(slurm.python, slurm.program(CHILDREN), way)
+    says(driver, "ready")
+    if way == "SIGKILL":
+        left = [line for line in slurm.processes("n1", "n2", "n3").values() if "sleep 59" in line]
+        assert len(left) == 8
+        driver.send(signal.SIGKILL)
+    driver.wait(20)
+    eventually(lambda: not slurm.processes("n1", "n2", "n3"), 30)
+    eventually(lambda: not slurm.jobs(), 30)
+
+
 def test_a_job_whose_driver_is_gone_before_it_starts_ends_by_itself(slurm: Slurm) -> None:
     slurm.expected.append(".hpcdist/jobs/*/*")
     # One is killed while its job is queued, one while sbatch runs.
@@ -237,6 +208,7 @@ def test_a_job_whose_driver_is_gone_before_it_starts_ends_by_itself(slurm: Slurm
     queued.wait()
     submitting.wait()
     slurm.file("killed", "")
+    eventually(lambda: not any("sbatch" in line for line in slurm.processes("login").values()), 30)
     assert slurm.login("scontrol", "release", job.id).rc == 0
     begin = time.monotonic()
     assert slurm.ended(job.id, 30).state in ("FAILED", "COMPLETED")
@@ -245,7 +217,7 @@ def test_a_job_whose_driver_is_gone_before_it_starts_ends_by_itself(slurm: Slurm
     eventually(lambda: not slurm.processes(), 10)
     assert not [name for name in slurm.files() if name.endswith("/join")]
     logs = slurm.login("sh", "-c", "cat ~/.hpcdist/jobs/*/log").out
-    assert logs.count("Connection refused") >= 2, logs
+    assert "Connection refused" in logs, logs  # of the second, where sbatch was not ended in time
     assert "Traceback" not in logs, logs
 
 
@@ -309,68 +281,6 @@ def test_a_cancelled_job_where_sacct_works(accounted_slurm: Slurm) -> None:
     for found in said["why"]:
         assert "CANCELLED by 20001" in found
     assert said["told"] < 20
-
-
-@pytest.mark.timeout(150)
-def test_a_job_that_takes_too_long(slurm: Slurm) -> None:
-    driver = slurm.start(
-        slurm.python,
-        slurm.program(
-            HEAD
-            + """
-pid, = addprocs(SlurmManager(1), partition="debug", t=1)
-waiting = remotecall(time.sleep, pid, 600)
-say(ready=True)
-waiting.exception(timeout=110)
-say(why=why_in_time(waiting, "TIMEOUT"))
-"""
-        ),
-    )
-    says(driver, "ready")
-    assert "TIMEOUT" in says(driver, "why", 130)["why"]
-    assert driver.wait(30).rc == 0, driver.err
-
-
-# Nodes
-
-NODES = """
-# Two worlds: the accident befalls the last node of the one and the first of the other.
-one = on_two_nodes(4, nodelist="n1,n2")
-two = on_two_nodes(4, nodelist="n2,n3")
-assert by_host(one + two).keys() == {"n1", "n2", "n3"}
-lost = by_host(one)["n2"] + two
-left = by_host(one)["n1"]
-waiting = [remotecall(time.sleep, pid, 600) for pid in lost]
-say(ready=True)
-losses = [loss_of(future, 40) for future in waiting]
-say(when=time.time(), lost=losses, pids=lost)
-assert workers() == left
-assert spmd(total, pids=left) == [sum(left)] * 2
-begin = time.monotonic()
-rmprocs(left)
-say(removal=time.monotonic() - begin)
-pid, = addprocs(SlurmManager(1), nodelist="n1")
-assert remotecall_fetch(hpcdist.myid, pid) == pid
-say(whys=[future.exception().why for future in waiting])
-"""
-
-
-@pytest.mark.parametrize("accident", ["power", "cable"])
-@pytest.mark.timeout(200)
-def test_a_lost_node(slurm: Slurm, accident: str) -> None:
-    driver = slurm.start(slurm.python, slurm.program(HEAD + NODES))
-    says(driver, "ready")
-    begin = time.time()
-    (slurm.kill_node if accident == "power" else slurm.cut_node)(2)
-    said = says(driver, "lost", 40)
-    assert said["when"] - begin < 18  # 15 s, on a machine with time for it
-    assert [loss["pid"] for loss in said["lost"]] == said["pids"]
-    assert [loss["host"] for loss in said["lost"]] == ["n2"] * 4 + ["n3"] * 2
-    assert says(driver, "removal", 40)["removal"] < 16
-    assert driver.wait(60).rc == 0, driver.err
-    assert all(says(driver, "whys")["whys"])
-    slurm.heal_node(2)
-    eventually(lambda: not slurm.jobs(), 60)
 
 
 # Folders

@@ -81,7 +81,7 @@ print(index, hpcdist.nworkers(), sum(hpcdist.pmap(lambda x: x * index, range(10)
 @pytest.mark.parametrize("script", ["srun.sh", "driver_and_workers.sh", "array.sh"])
 def test_an_argument_with_spaces_arrives(script: str, slurm: Slurm) -> None:
     driver = slurm.file("my driver.py", "import sys\nprint(sys.argv[1:])\n")
-    options = ("--ntasks-per-node=1", "--nodes=1")
+    options: tuple[str, ...] = ("--ntasks-per-node=1", "--nodes=1")
     options += ("--array=0",) if script == "array.sh" else ()
     job = submit(slurm, script, driver, "a b", "$HOME '*'", options=options)
     end = slurm.ended(f"{job}_0" if script == "array.sh" else job)

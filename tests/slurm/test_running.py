@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.helpers import eventually
+from tests.helpers import eventually, mpi_flavour
 from tests.slurm.cluster import Finished, Slurm
 from tests.slurm.drivers import PRELUDE
 
@@ -131,6 +131,34 @@ assert pid > late and remotecall_fetch(h.myid, pid) == pid
     eventually(lambda: not slurm.jobs(), 10)
 
 
+def test_tasks_of_several_ranks_on_several_hosts(slurm: Slurm) -> None:
+    run(
+        slurm,
+        """
+pids = addprocs(SlurmManager(4), nodes=2, ntasks_per_node=2)
+hosts = {row.pid: row.host for row in h.status()}
+
+def who(k):
+    h.comm().Barrier()
+    return h.comm().allgather(h.myid())
+
+sizes = [2, 2, 4, 1, 3, 2] * 5
+futures = [h.spmd.submit(who, k, ranks=ranks) for k, ranks in enumerate(sizes)]
+found = [future.result(60) for future in futures]
+assert [len(set(pids)) for pids in found] == sizes, found
+pairs = [{hosts[pid] for pid in pids} for pids in h.pmap(who, range(40), ranks=2)]
+assert all(len(pair) == 1 for pair in pairs), pairs
+assert set.union(*pairs) == set(hosts.values()) - {hosts[1]}, pairs
+try:
+    h.spmd.submit(who, 0, ranks=5)
+except ValueError as exc:
+    assert "has 4" in str(exc)
+else:
+    raise AssertionError("five ranks of four")
+""",
+    )
+
+
 def test_a_large_value_crosses_to_each_job_once(slurm: Slurm) -> None:
     run(
         slurm,
@@ -205,6 +233,23 @@ time.sleep(600)
     if end == "kill":  # nobody was there to clear up
         slurm.expected.append(".hpcdist/jobs/*/*")
         slurm.expected.append(".hpcdist/jobs/*/*/*")
+
+
+@pytest.mark.skipif(mpi_flavour() == "openmpi", reason="it is about MPICH's wheel")
+def test_the_wheel_of_mpich_does_without_sockets(slurm: Slurm) -> None:
+    """Left alone it takes libfabric's "sockets", with which MPI_Init stands still now and then."""
+    run(
+        slurm,
+        """
+for env, expected in ({}, "^sockets"), ({"FI_PROVIDER": "tcp"}, "tcp"):
+    pids = addprocs(SlurmManager(6), nodes=3, env=env)
+    assert remotecall_fetch(lambda: os.environ["FI_PROVIDER"], pids[-1]) == expected
+    assert h.spmd(lambda: h.comm().allreduce(1)) == [6] * 6
+    rmprocs(pids)
+os.environ["FI_PROVIDER"] = "tcp"
+assert asked(addprocs(SlurmManager(1))[0], lambda: os.environ["FI_PROVIDER"]) == "tcp"
+""",
+    )
 
 
 def test_64_workers_on_two_nodes(slurm: Slurm) -> None:

@@ -1,7 +1,11 @@
 """Jobs that wait in the queue: what is told of them, and how they are given up."""
 
+import pytest
+
 from tests.slurm.cluster import Finished, Slurm
 from tests.slurm.drivers import PRELUDE
+
+pytestmark = pytest.mark.any_mpi
 
 
 def run(slurm: Slurm, text: str, timeout: float = 90) -> Finished:
@@ -62,11 +66,11 @@ assert going.reason is None and going.estimated_start is None, (going.reason, "i
 assert h.workers() == sorted(pids + other.pids)
 asked_before = len(commands())
 assert everywhere.call(h.myid, pids=pids) == {pid: pid for pid in pids}
-going.cancel()  # too late: what is complete stays
-assert str(going.state) == "RUNNING" and h.nworkers() == 3
-rmprocs(pids)
+going.cancel()  # ends what runs
+until(lambda: h.workers() == other.pids and str(going.state) == "CANCELLED")
 until(lambda: len(queue()) == 1)
-assert [c["argv"][0] for c in commands()][asked_before:] in ([], ["scancel"]), commands()
+asked = [c["argv"][0] for c in commands()][asked_before:]
+assert asked in ([], ["scancel"], ["squeue"], ["squeue", "scancel"]), commands()  # for its end
 rmprocs(h.workers())
 until(lambda: not queue())
 (kept,) = until(lambda: [run for run in [list(RUNS.iterdir())] if len(run) == 1])
@@ -219,8 +223,8 @@ rmprocs(h.workers())
 until(lambda: not queue())
 
 # Too few at the end of the time.
-error = refused(LaunchError, "1 worker did not register within 3 s", n=3, min_workers=3,
-                timeout=3, **one)
+error = refused(LaunchError, "1 worker did not register within 10 s", n=3, min_workers=3,
+                timeout=10, **one)
 assert len(error.jobs) == 1
 rmprocs(error.pids)
 nothing_left()

@@ -1,5 +1,7 @@
 """`addprocs` of a list of hosts: ways to name them, what workers there can do, what fails."""
 
+import pytest
+
 from tests.slurm.cluster import Finished
 from tests.ssh.drivers import PRELUDE
 from tests.ssh.hosts import Hosts
@@ -126,6 +128,7 @@ failed(["n1"], "interface='ib7'", "br0", interface="ib7")
     )
 
 
+@pytest.mark.any_mpi
 def test_what_is_wrong_with_options_is_told_before_anything_is_made(hosts: Hosts) -> None:
     run(
         hosts,
@@ -149,3 +152,16 @@ for kind, what, params, word in (
 assert addprocs([]) == [] and h.procs() == [1]
 """,
     )
+
+
+def test_workers_run_under_a_command(hosts: Hosts) -> None:
+    done = run(
+        hosts,
+        """
+import sys
+(a,) = addprocs(["n1"], python=["nice", "-n", "5", sys.executable])
+(b,) = addprocs(["n2"], wrapper=["nice", "-n", "5"])
+print([remotecall_fetch(os.nice, pid, 0) for pid in (a, b)])
+""",
+    )
+    assert "[5, 5]" in done.out, done

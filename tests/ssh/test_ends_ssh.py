@@ -110,10 +110,37 @@ addprocs(["n1", ("n2", 2)], ssh="sh -c 'sleep 600; exit 1'")
     hosts.drain()
 
 
+@pytest.mark.parametrize("params", ["", ", isolation='world'"])
+def test_ctrl_c_waits_for_the_ssh_that_is_being_started(hosts: Hosts, params: str) -> None:
+    """On a busy machine the driver could end before the thread that had started it was told."""
+    text = """
+import threading
+from hpcdist._cluster.begin import Launches
+launches = Launches.here().launches
+held = threading.Event()
+
+class Held(subprocess.Popen):
+    def __init__(self, *args, **how):
+        super().__init__(*args, **how)
+        if threading.current_thread() is not threading.main_thread():
+            held.set()
+            until(lambda: all(world.closed for world in launches[0].worlds))
+            time.sleep(0.5)  # it is a slow machine
+
+subprocess.Popen = Held
+threading.Thread(target=lambda: (held.wait(), os.kill(os.getpid(), signal.SIGINT))).start()
+addprocs(["n1", ("n2", 2)], ssh="sh -c 'sleep 600; exit 1'"PARAMS)
+""".replace("PARAMS", params)
+    done = hosts.driver(PRELUDE + text)
+    assert "KeyboardInterrupt" in done.err, done
+    hosts.drain()
+
+
 @pytest.mark.timeout(240)
 def test_no_secret_can_be_seen(hosts: Hosts) -> None:
     text = """
-from hpcdist._managers import secret
+from hpcdist._contract.secret import Secret
+secret = Secret.here()
 from hpcdist._transport import tls
 addprocs([("n1", 2), "n2"], tunnel=True)
 print(secret.cookie(), secret.cookie().encode().hex(), *tls.certificate().splitlines()[1:4])

@@ -1,6 +1,10 @@
 """`hpcdist run --machine-file` with other hosts in the file."""
 
+import pytest
+
 from tests.ssh.hosts import Hosts
+
+pytestmark = pytest.mark.any_mpi
 
 
 def test_a_machine_file_adds_workers_on_all_its_hosts(hosts: Hosts) -> None:

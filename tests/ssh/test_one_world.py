@@ -71,6 +71,21 @@ assert remotecall_fetch(h.myid, c) == c
 
 
 @mpich_only
+def test_the_wheel_meets_over_a_network_that_works(hosts: Hosts) -> None:
+    run(
+        hosts,
+        """
+where = [("n1", 1), "n2"]
+names = "MPIR_CVAR_CH4_NETMOD", "FI_PROVIDER"
+for env, expected in ({}, ["ofi", "^sockets"]), ({"FI_PROVIDER": "tcp"}, ["ofi", "tcp"]):
+    for pid in addprocs(where, isolation="world", env=env):
+        assert remotecall_fetch(lambda: [os.environ.get(n) for n in names], pid) == expected
+    rmprocs(h.workers())
+""",
+    )
+
+
+@mpich_only
 def test_hosts_of_an_mpi_manager(hosts: Hosts) -> None:
     run(
         hosts,

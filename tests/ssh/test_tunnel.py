@@ -7,6 +7,8 @@ import pytest
 from tests.ssh.hosts import Hosts
 from tests.ssh.test_addprocs_ssh import run
 
+pytestmark = pytest.mark.any_mpi
+
 
 @pytest.fixture
 def walled(hosts: Hosts) -> Iterator[Hosts]:
@@ -16,6 +18,7 @@ def walled(hosts: Hosts) -> Iterator[Hosts]:
     hosts.unwall("n1")
 
 
+@pytest.mark.slow
 def test_links_come_back_over_ssh(walled: Hosts) -> None:
     run(
         walled,

@@ -11,6 +11,8 @@ import hpcdist
 from hpcdist import remotecall_fetch
 from tests.helpers import eventually
 
+pytestmark = pytest.mark.any_mpi
+
 
 @pytest.fixture
 def ssh(tmp_path: Path) -> str:

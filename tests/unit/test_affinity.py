@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist import LocalManager
-from hpcdist._managers.affinity import Where, gpus, ordered, places, shares, topology
+from hpcdist import LocalManager, PBSManager, SlurmManager
+from hpcdist._worker.affinity import Where, ordered, places, topology
+from hpcdist._worker.gpus import ASKED, gpus, seat_of, share_of, shares, take_share
 
 
 def machine(packages: int, caches: int, cores: int, threads: int) -> dict[int, Where]:
@@ -117,3 +118,84 @@ def test_what_a_manager_takes_and_shows() -> None:
     assert repr(LocalManager(2, "compact")) == "LocalManager(2, affinity='compact')"
     with pytest.raises(ValueError, match="'balanced', 'compact' or None, not 'near'"):
         LocalManager(2, affinity="near")
+
+
+# What launchers leave in the environment of the second of three tasks on the second of two hosts.
+LAUNCHERS = {
+    "srun": {
+        "SLURM_NODEID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "4,3",
+        "SLURM_TASKS_PER_NODE": "8(x2)",  # the job's: the step may have fewer
+    },
+    "hydra, whose proxy is a task of Slurm": {
+        "MPI_LOCALRANKID": "1",
+        "MPI_LOCALNRANKS": "3",
+        "SLURM_NODEID": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    },
+    "Open MPI": {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "3"},
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_task_knows_its_seat_on_its_host(launcher: str) -> None:
+    assert seat_of(LAUNCHERS[launcher]) == (1, 3)
+    assert seat_of({}) is None
+
+
+@pytest.mark.parametrize(
+    "variable", ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"]
+)
+def test_each_vendor_s_variable_is_shared(variable: str) -> None:
+    granted = {variable: "4,5,6,7", "OTHER": "x"}
+    of_two = [share_of(granted, k, 2) for k in range(2)]
+    assert of_two == [{variable: "4,6"}, {variable: "5,7"}]
+    of_eight = [share_of(granted, k, 8)[variable] for k in range(8)]
+    assert of_eight == ["4", "5", "6", "7"] * 2  # two share one
+
+
+def test_all_variables_that_a_job_has_are_shared() -> None:
+    granted = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "0,1")
+    assert share_of(granted, 1, 2) == dict.fromkeys(granted, "1")
+    assert share_of({"ZE_AFFINITY_MASK": "0.0,0.1"}, 1, 2) == {"ZE_AFFINITY_MASK": "0.1"}
+    assert share_of({"CUDA_VISIBLE_DEVICES": ""}, 0, 2) == {}
+
+
+def test_what_a_task_was_granted_alone_is_not_shared() -> None:
+    """Slurm's --gpus-per-task=2 on a host where the job has 4."""
+    mine = {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "4"}
+    assert share_of(mine, 1, 2) == {}
+    assert share_of({**mine, "SLURM_GPUS_ON_NODE": "2"}, 1, 2) == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
+def test_a_task_takes_its_share_once_and_only_if_it_is_to() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "0,1,2", **LAUNCHERS["Open MPI"]}
+    take_share(environ)
+    assert environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    environ[ASKED] = "auto"
+    take_share(environ)
+    assert environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert ASKED not in environ  # what the task starts shares nothing again
+    take_share(environ)
+    assert environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_task_that_knows_no_seat_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "0,1", ASKED: "auto"}
+    take_share(environ)
+    assert environ == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert "gpus='auto'" in caplog.text
+
+
+def test_scripts_say_that_gpus_are_to_be_shared() -> None:
+    script = SlurmManager(2).job_script(gpus="auto", gres="gpu:4", mpi="pmi2")
+    assert f"export {ASKED}=auto" in script
+    assert "#SBATCH --gres=gpu:4" in script
+    assert "--gpus" not in script
+    theirs = SlurmManager(2).job_script(gpus=4, mpi="pmi2")
+    assert "#SBATCH --gpus=4" in theirs
+    assert ASKED not in theirs
+    program = PBSManager(2).program_script(["a.py"], gpus="auto", select="1:ngpus=4")
+    assert f"export {ASKED}=auto" in program

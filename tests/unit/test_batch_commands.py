@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist._managers.batch import commands
-from hpcdist._managers.batch.commands import CommandLate, CommandMissing, run
+from hpcdist._schedulers import commands
+from hpcdist._schedulers.commands import CommandLate, CommandMissing, run
 from tests.helpers import eventually
 
 Program = Callable[[str, str], Path]

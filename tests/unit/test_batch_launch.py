@@ -9,18 +9,25 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hpcdist import _config
-from hpcdist._managers.batch import following, job, slurm
-from hpcdist._managers.batch.base import UnknownJob
-from hpcdist._managers.batch.commands import SubmitError
-from hpcdist._managers.batch.job import JobId
-from hpcdist._managers.batch.slurm import SlurmManager
-from hpcdist._managers.batch.verdict import JobState
+from hpcdist._cli.runs import named
+from hpcdist._cli.runs import runs as runs_of_user
+from hpcdist._cluster import world as world_of_launch
+from hpcdist._keeper.leash import Leash
+from hpcdist._runtime.node import here
+from hpcdist._schedulers import job, job_watch, options, slurm
+from hpcdist._schedulers.batch_manager import BatchManager
+from hpcdist._schedulers.commands import SubmitError
+from hpcdist._schedulers.job import JobId
+from hpcdist._schedulers.slurm import SlurmManager
+from hpcdist._schedulers.verdict import JobState
 from tests.helpers import eventually
 
 
@@ -33,10 +40,13 @@ class World:
         self.folder = folder
         self.job: Any = None
         self.verdict: Any = None
-        self.script = ""
         self.command = ""
         self.up = False
         self.closed = False
+        self.stays = False
+        self.renews = False
+        self.end: Any = None
+        self.submitted_at = 0.0
         self.join: dict[str, Any] = {}
 
     def save_join(self, **changes: Any) -> None:
@@ -47,31 +57,34 @@ class Launch:
     """What a batch manager needs of a launch."""
 
     def __init__(self, manager: SlurmManager, **params: Any) -> None:
-        self.settings = manager.settings_of(params)
-        manager.prepare(self.settings)
+        self.node = here.node
+        self.plan = manager.prepare(manager.settings_of(params))
+        self.settings = self.plan.settings
         self.manager = manager
         self.worlds = [
-            World(self, size, manager.make_folder(self.settings))
-            for size in manager.sizes(self.settings)
+            World(self, size, manager.make_folder(self.plan)) for size in self.plan.sizes
         ]
         self.pending = True
         self.pids: list[int] = []
         self.failed: tuple[str, str, list[str]] | None = None
         self.reason: str | None = None
         self.estimated_start: Any = None
+        self.leash = Leash()
         self.threads: list[threading.Thread] = []
 
     def background(self, work: Callable[[], object]) -> None:
-        thread = threading.Thread(target=work)
+        def run() -> None:
+            with self.leash.held():
+                work()
+
+        thread = threading.Thread(target=run)
         self.threads.append(thread)
         thread.start()
 
-    def every(self, seconds: float, work: Callable[[], object]) -> None:
+    def every(self, work: Callable[[], float]) -> None:
         def loop() -> None:
             while self.pending:
-                time.sleep(seconds)
-                if self.pending:
-                    work()
+                time.sleep(work())
 
         self.background(loop)
 
@@ -86,6 +99,13 @@ class Launch:
                 return
         self.failed = (str(what), phase, list(tail))
         self.cancel()
+
+    def changed(self) -> None:
+        """Nobody waits for it."""
+
+    @property
+    def goes_on(self) -> bool:
+        return self.pending
 
     def cancel(self) -> None:
         self.pending = False
@@ -132,13 +152,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("HPCDIST_DIR", str(tmp_path / "state"))
     for name, value in {
-        "LOOK_EVERY": 0.02,
+        "REST": 0.02,
         "TICK": 0.02,
         "FIRST_POLL": 0.05,
         "POLL_EVERY": 0.1,
     }.items():
-        monkeypatch.setattr(following, name, value)
-    monkeypatch.setattr(following, "PATIENCE", (0.0, 0.05))
+        monkeypatch.setattr(job_watch, name, value)
+    monkeypatch.setattr(job_watch, "PATIENCE", (0.0, 0.05))
     _config.forget()
     slurm._flavours.cache_clear()
     yield Slurm(folder)
@@ -177,7 +197,7 @@ def test_a_job_is_submitted_and_written_down(fake: Slurm, launched: Callable[...
     eventually(lambda: launch.reason == "Priority")
     assert world.job == "7"
     assert fake.calls("sbatch") == [f"--parsable {world.folder}/script.sh"]
-    assert "#SBATCH --partition=debug" in Path(world.script or "").read_text()
+    assert "#SBATCH --partition=debug" in Path(world.folder, "script.sh").read_text()
     assert os.stat(world.folder).st_mode & 0o777 == 0o700
     (facts,) = job.read_manifests()
     assert (facts["jobs"], facts["scheduler"], facts["n"]) == ([JobId("7")], "slurm", 2)
@@ -245,6 +265,56 @@ def test_a_submission_of_which_there_is_no_trace(
     assert "no job of" in said
 
 
+def process_of(path: Path) -> int:
+    """Wait until a program has written down its pid."""
+    return int(eventually(lambda: path.exists() and path.read_text(), 20))
+
+
+def runs(os_pid: int) -> bool:
+    try:
+        return Path(f"/proc/{os_pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_queue_timeout_holds_for_a_submission_that_hangs(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_watch, "ANSWER", 0.1)
+    fake("sbatch", f"echo $$ >{fake.folder}/pid; sleep 1000")
+    launch = launched(queue_timeout=0.5)
+    sbatch = process_of(fake.folder / "pid")
+    assert failure(launch) == "the job could not be submitted within queue_timeout=0.5 s"
+    launch.close()
+    assert not runs(sbatch)
+    assert fake.calls("scancel") == []
+
+
+def test_a_submission_that_hangs_is_cancelled_with_the_job_it_has_made(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_watch, "ANSWER", 0.5)
+    fake("squeue", f'case "$*" in *%o*) echo "12|$(cat {fake.folder}/script)";; esac')
+    fake("sbatch", f'echo "$2" >{fake.folder}/script; echo $$ >{fake.folder}/pid; sleep 1000')
+    launch = launched()
+    sbatch = process_of(fake.folder / "pid")
+    launch.cancel()
+    launch.close()
+    assert not runs(sbatch)
+    assert fake.calls("scancel") == ["-Q 12"]
+
+
+def test_a_question_of_a_launch_that_is_over_is_taken_back(
+    fake: Slurm, launched: Callable[..., Launch]
+) -> None:
+    fake("squeue", f"echo $$ >{fake.folder}/pid; sleep 1000")
+    launch = launched()
+    squeue = process_of(fake.folder / "pid")
+    launch.cancel()
+    eventually(lambda: not runs(squeue))
+    launch.close()
+
+
 def test_an_answer_without_an_id(fake: Slurm, launched: Callable[..., Launch]) -> None:
     fake("sbatch", "echo done, friend; echo hm >&2")
     said = failure(launched())
@@ -265,6 +335,18 @@ def test_sbatch_that_waits_for_the_job(fake: Slurm, launched: Callable[..., Laun
     eventually(lambda: launch.worlds[0].job == "7")
 
 
+def test_options_are_read_once(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, times = options.read, []
+    monkeypatch.setattr(options, "read", lambda *a, **k: times.append(1) or read(*a, **k))
+    launch = launched(20, split=1)
+    eventually(lambda: all(world.job is not None for world in launch.worlds))
+    for world in launch.worlds:
+        launch.manager.forget_folder(world)
+    assert len(times) == 1
+
+
 def test_jobs_of_one_size_go_as_an_array(fake: Slurm, launched: Callable[..., Launch]) -> None:
     fake(
         "sbatch",
@@ -275,10 +357,51 @@ def test_jobs_of_one_size_go_as_an_array(fake: Slurm, launched: Callable[..., La
     assert [world.job for world in launch.worlds] == ["7_0", "7_1", "70"]
     first, second, third = launch.worlds
     assert os.path.samefile(os.path.join(first.folder, "tasks", "1"), second.folder)
-    assert "--array=0-1" in Path(first.script or "").read_text()
-    assert "--ntasks=1" in Path(third.script or "").read_text()
+    assert "--array=0-1" in Path(first.folder, "script.sh").read_text()
+    assert "--ntasks=1" in Path(third.folder, "script.sh").read_text()
     eventually(lambda: fake.calls("squeue") != [])
     assert " -j 7,70 " in fake.calls("squeue")[0]
+
+
+def test_an_array_is_no_longer_than_the_site_allows(
+    fake: Slurm, launched: Callable[..., Launch]
+) -> None:
+    fake("scontrol", "echo 'MaxArraySize            = 2'")
+    fake(
+        "sbatch",
+        f'n=$(cat {fake.folder}/n 2>/dev/null); echo 1 >>{fake.folder}/n; echo "7${{n:+0}}"',
+    )
+    launch = launched(6, split=2)
+    eventually(lambda: launch.worlds[2].job is not None)
+    assert [world.job for world in launch.worlds] == ["7_0", "7_1", "70"]
+    assert fake.calls("scontrol") == ["show config"]
+
+
+def test_the_command_line_knows_the_tasks_of_an_array_whatever_their_ids(
+    fake: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Brackets(SlurmManager):
+        def task(self, array: JobId, index: int) -> JobId:
+            return JobId(f"{array}[{index}]")
+
+    manager = Brackets(5)
+    launch = Launch(manager, mpi="pmi2", split=2)
+    manager.start(launch)
+    eventually(lambda: len(runs_of_user()) == 3)
+    try:
+        found = runs_of_user()
+        first = launch.worlds[0].folder
+        assert [run.job for run in found] == ["7[0]", "7[1]", "7"]
+        assert [run.exit_folder for run in found[:2]] == [f"{first}/tasks/0", f"{first}/tasks/1"]
+        assert found[2].exit_folder == launch.worlds[2].folder
+        assert len(named(found[:2], "7")) == 2
+        assert named(found, "") == []
+        for job, array in (("26[0].head", "26[].head"), ("26.1", "26")):  # PBS, Grid Engine
+            task = replace(found[0], job=JobId(job), array=array)
+            for name in ("26", job, array):
+                assert named([task], name) == [task]
+    finally:
+        launch.close()
 
 
 # Waiting
@@ -299,7 +422,7 @@ def test_no_command_runs_once_all_are_up(fake: Slurm, launched: Callable[..., La
 def test_polls_keep_their_distance(
     fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "POLL_EVERY", 0.5)
+    monkeypatch.setattr(job_watch, "POLL_EVERY", 0.5)
     fake("squeue", "echo '7|PENDING|||n1|Priority'")
     launched()
     time.sleep(1.3)
@@ -318,6 +441,17 @@ def test_queue_timeout(fake: Slurm, launched: Callable[..., Launch]) -> None:
     launch = launched(queue_timeout=0.5)
     assert failure(launch) == "job 7 did not start within queue_timeout=0.5 s: Resources"
     eventually(lambda: fake.calls("scancel") == ["-Q 7"])
+
+
+def test_a_launch_that_is_given_up_says_why_though_others_have_had_the_turns_to_ask(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_watch, "POLL_EVERY", 600.0)
+    monkeypatch.setattr(here.node.service(job_watch.Pace), "_free_at", {})  # and back, at the end
+    fake("squeue", "echo '7|PENDING|N/A|N/A||Resources'")
+    first = launched()
+    eventually(lambda: first.reason == "Resources")
+    assert failure(launched(queue_timeout=0.5)).endswith("queue_timeout=0.5 s: Resources")
 
 
 def test_a_running_job_is_not_in_the_queue(fake: Slurm, launched: Callable[..., Launch]) -> None:
@@ -434,6 +568,36 @@ def test_folders_go_when_nobody_needs_them(fake: Slurm, launched: Callable[..., 
     assert not os.path.exists(second.folder)
 
 
+def test_the_end_of_the_process_waits_for_a_folder_that_is_being_removed() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    removed: list[object] = []
+
+    def forget_folder(world: object) -> None:
+        begun.set()
+        may_end.wait(60)
+        removed.append(world)
+
+    jobs_of = SimpleNamespace(forget_folder=forget_folder)
+    launch: Any = SimpleNamespace(manager=None, settings=None, jobs_of=jobs_of, node=here.node)
+    world = world_of_launch.World(launch, None)
+    world.folder = "/no/such"
+    world.close()
+    threads = [threading.Thread(target=world.forget) for _ in range(2)]
+    threads[0].start()
+    try:
+        assert begun.wait(60)
+        threads[1].start()  # as at the exit of process 1, while a failed launch clears up
+        threads[1].join(0.2)
+        assert threads[1].is_alive()
+        assert not world.ended()
+    finally:
+        may_end.set()
+    for thread in threads:
+        thread.join(60)
+    assert removed == [world]
+    assert world.ended()
+
+
 def test_folders_are_kept_if_asked(fake: Slurm, launched: Callable[..., Launch]) -> None:
     launch = launched(keep=True)
     launch.manager.forget_folder(launch.worlds[0])
@@ -446,7 +610,7 @@ def test_the_join_file_says_how_the_world_is_started(
     launch = launched(isolation="process", mpi=None)
     eventually(lambda: launch.worlds[0].join != {})
     join = launch.worlds[0].join
-    assert (join["how"], join["mpi"]) == ("srun", False)
+    assert (join["how"], join["mpi"]) == ("other", False)
     assert "{step}" in join["end"]
     assert "srun --mpi=none" in launch.worlds[0].command
 
@@ -463,6 +627,102 @@ def test_the_end_of_a_world(fake: Slurm, launched: Callable[..., Launch]) -> Non
     assert launch.manager.end_of(world) is None
     fake("sacct", "echo '7|OUT_OF_MEMORY|0:125|||n1'")
     assert (launch.manager.end_of(world) or "").startswith("OUT_OF_MEMORY")
+
+
+def test_a_script_that_was_asked_to_end_waits_for_the_schedulers_word(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_watch, "PATIENCE", (0.0,) * 7)
+    launch = launched()
+    world = launch.worlds[0]
+    eventually(lambda: world.job is not None)
+    world.up = True
+    # PBS lists a job as running for seconds after all its processes got SIGTERM, the keeper first.
+    Path(world.folder, "exit").write_text("143 1795936663 n1 \n")
+    fake(
+        "sacct",
+        f"echo >>{fake.folder}/asked; case $(wc -l <{fake.folder}/asked) in\n"
+        "[123456]) echo '7|RUNNING|0:0|||n1';; *) echo '7|CANCELLED by 1000|0:15|||n1';; esac",
+    )
+    fake("scontrol", "echo Invalid job id specified >&2; exit 1")
+    assert (launch.manager.end_of(world) or "").startswith("CANCELLED")
+
+
+SHOWN = "echo 'JobId=7 JobName=x'; echo '   JobState={} Reason=TimeLimit Dependency=(null)'"
+SILENT = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+
+
+@pytest.mark.parametrize(
+    ("code", "before"),
+    [(0, SHOWN.format("COMPLETING")), (1, SHOWN.format("COMPLETING")), (0, SILENT)],
+    ids=["done, completing", "failed, completing", "done, no answer"],
+)
+def test_a_time_limit_that_the_script_never_heard_of(
+    fake: Slurm,
+    launched: Callable[..., Launch],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    before: str,
+) -> None:
+    monkeypatch.setattr(job_watch, "PATIENCE", (0.0,) * 7)
+    launch = launched()
+    world = launch.worlds[0]
+    eventually(lambda: world.job is not None)
+    world.up = True
+    # Slurm signals the ranks first; the script ends before it gets its signal, and just after the
+    # first question.
+    fake(
+        "scontrol",
+        f"echo {code} 1795936663 n1 >{world.folder}/exit\n"
+        f"echo >>{fake.folder}/asked; case $(wc -l <{fake.folder}/asked) in\n"
+        f"[12]) {before};; *) {SHOWN.format('TIMEOUT')};; esac",
+    )
+    assert launch.manager.end_of(world) == "TIMEOUT (TimeLimit)"
+
+
+def test_a_script_that_failed_by_itself_needs_nobodys_word(
+    fake: Slurm, launched: Callable[..., Launch]
+) -> None:
+    launch = launched()
+    world = launch.worlds[0]
+    eventually(lambda: world.job is not None)
+    world.up = True
+    Path(world.folder, "exit").write_text("7 1795936663 n1\n")
+    assert launch.manager.end_of(world) == "FAILED, exit code 7"
+    assert len(fake.calls("sacct")) == 1
+
+
+def test_a_job_on_a_lost_node_is_cancelled_until_it_is_gone(
+    fake: Slurm,
+    launched: Callable[..., Launch],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(job_watch, "PURSUE_EVERY", 0.2)
+    launch = launched()
+    world = launch.worlds[0]
+    eventually(lambda: world.job is not None)
+    world.up = True
+    fake("squeue", "echo '7|RUNNING|N/A|N/A|n1|None'")
+    fake("scancel", "echo scancel: error: no contact >&2; exit 1")
+    here.node.start()
+    said = launch.manager.end_of(world) or ""
+    assert "does not answer, and it could not be cancelled yet" in said
+    assert "no contact" in said
+    assert "no contact; trying again" in caplog.text  # at once
+    fake("scancel", "exit 0")
+    eventually(lambda: len(fake.calls("scancel")) >= 3)
+    fake("squeue", "echo '7|CANCELLED|N/A|N/A|n1|None'")
+    asked = len(fake.calls("squeue"))
+    eventually(lambda: len(fake.calls("squeue")) > asked)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [slurm.Slurm, 8, type("Nameless", (slurm.Slurm,), {"name": ""})()]
+)
+def test_a_batch_manager_wants_a_scheduler(scheduler: Any) -> None:
+    with pytest.raises(TypeError, match="a Scheduler that has a name"):
+        BatchManager(scheduler, 8)
 
 
 # Programs, and jobs by their ids
@@ -507,24 +767,11 @@ def test_a_run_elsewhere_is_known_until_it_is_cleared_away(fake: Slurm, tmp_path
     assert job.read_manifests() == []
 
 
-def test_cancel_by_id(fake: Slurm) -> None:
-    manager = SlurmManager(1)
-    with pytest.raises(UnknownJob, match="no job 9"):
-        manager.cancel_known([JobId("9")])
-    assert fake.calls("scancel") == []
-    fake("squeue", "echo '9|RUNNING|||n1|None'")
-    assert manager.cancel_known([JobId("9")])["9"].state is JobState.RUNNING
-    assert fake.calls("scancel") == ["-Q 9"]
-    fake("squeue", "echo '9|COMPLETED|||n1|None'")
-    manager.cancel_known([JobId("9")])
-    assert fake.calls("scancel") == ["-Q 9"]
-
-
 def test_the_state_of_a_job_that_only_its_folder_remembers(fake: Slurm, tmp_path: Path) -> None:
     (tmp_path / "exit").write_text("3 1795238191 n1\n")
     found = SlurmManager(1).state_of(JobId("9"), str(tmp_path))
     assert found is not None
-    assert found.tell() == "FAILED, exit code 3"
+    assert found.describe() == "FAILED, exit code 3"
     assert SlurmManager(1).state_of(JobId("9")) is None
 
 

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdist._cli.checks_lsf import units
-from hpcdist._managers import launching
-from hpcdist._managers.batch import lsf
-from hpcdist._managers.batch.commands import CommandFailed, Done
-from hpcdist._managers.batch.job import JobId
-from hpcdist._managers.batch.lsf import LSFManager
-from hpcdist._managers.batch.lsf_words import (
+from hpcdist._keeper import installed_mpi
+from hpcdist._keeper.installed_mpi import Mpi
+from hpcdist._schedulers import commands
+from hpcdist._schedulers.commands import CommandFailed, Done
+from hpcdist._schedulers.job import JobId
+from hpcdist._schedulers.lsf import LSFManager
+from hpcdist._schedulers.lsf_checks import units
+from hpcdist._schedulers.lsf_words import (
     parse_lines,
     parse_records,
     parse_script,
@@ -26,8 +27,7 @@ from hpcdist._managers.batch.lsf_words import (
     verdicts,
     when,
 )
-from hpcdist._managers.batch.verdict import JobState
-from hpcdist._managers.launching import Mpi
+from hpcdist._schedulers.verdict import JobState
 
 NOW = datetime(2026, 11, 21, 14, 0).astimezone()
 MPICH = Mpi("mpich", (5, 0, 2), "/env/bin/mpiexec")
@@ -75,7 +75,7 @@ def test_bjobs() -> None:
     records = parse_records("*** maintenance on Monday ***\n" + BJOBS)
     assert records is not None
     found = verdicts(records, NOW)
-    assert {ident: (v.state.name, v.tell()) for ident, v in found.items()} == {
+    assert {ident: (v.state.name, v.describe()) for ident, v in found.items()} == {
         "1": ("QUEUED", "PENDING (Not enough slots: 4 hosts;)"),
         "2": ("RUNNING", "RUNNING"),
         "3": ("DONE", "DONE"),
@@ -146,7 +146,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
             asked.append(argv)
             return Done(tuple(argv), *left.pop(0), 0.0)
 
-        monkeypatch.setattr(lsf.commands, "run", run)
+        monkeypatch.setattr(commands, "run", run)
         return asked
 
     return prepare
@@ -186,7 +186,7 @@ def script(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., str]:
     """`script(n, **options)`: what would be submitted from `/`, for one MPI or the other."""
-    monkeypatch.setattr(launching, "find_mpi", lambda python: request.param)
+    monkeypatch.setattr(installed_mpi, "find_mpi", lambda python: request.param)
     monkeypatch.setenv("HPCDIST_DIR", "/runs")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -246,9 +246,9 @@ def test_output_of_one_s_own_is_lsf_s_business(script: Callable[..., str]) -> No
     assert "\n#BSUB -o out.%J\n" in text
     assert "exec >>" not in text
     manager = LSFManager(1)
-    asked = manager.asked(manager.settings_of({"o": "out.%J", "e": "err.%I"}))
+    asked = manager.plan(manager.settings_of({"o": "out.%J", "e": "err.%I"})).asked
     assert manager.log_files(asked, "/work", "/runs/a", JobId("7")) == ["/work/out.7"]
-    plain = manager.asked(manager.settings_of({}))
+    plain = manager.plan(manager.settings_of({})).asked
     assert manager.log_files(plain, "/work", "/runs/a", JobId("7")) == ["/runs/a/log"]
 
 
@@ -266,7 +266,7 @@ def test_output_of_one_s_own_is_lsf_s_business(script: Callable[..., str]) -> No
 def test_what_contradicts_is_refused(words: tuple[str, ...], options: dict[str, Any]) -> None:
     manager = LSFManager(4)
     with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
-        manager.asked(manager.settings_of({"dir": "/", **options}))
+        manager.plan(manager.settings_of({"dir": "/", **options})).asked
     assert all(word in str(caught.value) for word in words), caught.value
 
 

@@ -1,17 +1,22 @@
 """Keywords: ours, the scheduler's, slips, layers of settings, contradictions."""
 
+import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hpcdist
 from hpcdist import _config
-from hpcdist._managers.batch import options
-from hpcdist._managers.batch.job import FOLDER
-from hpcdist._managers.batch.slurm import SlurmManager
-from hpcdist._managers.batch.slurm_words import ALIASES
-from hpcdist._managers.launching import Mpi
+from hpcdist._contract.managers import COMMON
+from hpcdist._keeper import keeper_link
+from hpcdist._keeper.installed_mpi import MPICH_WHEEL_ENV, Mpi
+from hpcdist._schedulers import options
+from hpcdist._schedulers.job import FOLDER
+from hpcdist._schedulers.slurm import SlurmManager
+from hpcdist._schedulers.slurm_words import ALIASES
 
 # The long options of `sbatch --help`, 22.05 and 24.11.
 _SBATCH = """
@@ -124,8 +129,8 @@ def test_a_slip_is_a_type_error_with_the_name(slip: str, meant: str) -> None:
 def test_no_option_of_sbatch_is_taken_for_a_slip_or_for_ours() -> None:
     for name in SBATCH:
         name = name.replace("-", "_")
-        if name != "profile":  # ours; options=["--profile=…"] reaches Slurm's
-            assert name not in options.OWN | options.COMMON
+        if name not in ("profile", "container"):  # ours; options=["--profile=…"] reaches Slurm's
+            assert name not in options.OWN | COMMON
             options._refuse_slips(name, "")
 
 
@@ -230,7 +235,7 @@ def test_how_many(n: Any) -> None:
 )
 def test_sizes(params: dict[str, Any], sizes: list[int]) -> None:
     manager = SlurmManager(8)
-    assert manager.sizes(manager.settings_of(params)) == sizes
+    assert list(manager.plan(manager.settings_of(params)).sizes) == sizes
 
 
 def test_jobs_of_one_size_are_an_array() -> None:
@@ -245,10 +250,18 @@ def test_jobs_of_one_size_are_an_array() -> None:
 # What starts the world
 
 
+def slurm_with(*names: str) -> SlurmManager:
+    class Flavoured(SlurmManager):
+        def flavours(self) -> frozenset[str]:
+            return frozenset(names)
+
+    return Flavoured(4)
+
+
 def launcher(found: Mpi | None, isolation: str = "auto", **params: Any) -> list[str]:
-    manager = SlurmManager(4)
-    asked = manager.asked(manager.settings_of(params))
-    made = manager.launcher(4, asked, isolation, found, frozenset({"none", "pmi2", "pmix"}))
+    manager = slurm_with("none", "pmi2", "pmix")
+    asked = manager.plan(manager.settings_of(params)).asked
+    made = manager.launcher(4, asked, isolation, found)
     return [made.argv[0], made.argv[1]]
 
 
@@ -274,10 +287,32 @@ def test_launchers(found: Mpi | None, params: dict[str, Any], argv: list[str]) -
 
 
 def test_without_a_fitting_flavour_the_mpis_own_launcher_is_taken() -> None:
-    manager = SlurmManager(4)
-    asked = manager.asked(manager.settings_of({}))
-    made = manager.launcher(4, asked, "auto", MPICH, frozenset({"none"}))
+    manager = slurm_with("none")
+    asked = manager.plan(manager.settings_of({})).asked
+    made = manager.launcher(4, asked, "auto", MPICH)
     assert made.argv[0] == MPICH.mpiexec
+
+
+@pytest.mark.parametrize("params", [{}, {"launcher": "mpiexec"}])
+def test_the_wheel_of_mpich_gets_a_network_that_works_and_a_site_s_own_is_left_alone(
+    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own choice, libfabric's "sockets", stood still in MPI_Init in 2 of 24 launches."""
+
+    def variables(found: Mpi) -> dict[str, str]:
+        manager = slurm_with("pmi2")
+        asked = manager.plan(manager.settings_of(params)).asked
+        return dict(manager.launcher(4, asked, "auto", found).env)
+
+    for name in MPICH_WHEEL_ENV:
+        monkeypatch.delenv(name, raising=False)
+    assert variables(MPICH) == {}
+    (tmp_path / "python").touch()  # installed beside an interpreter
+    wheel = Mpi("mpich", (5, 0, 2), f"{tmp_path}/mpiexec")
+    assert variables(wheel) == {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "^sockets"}
+    assert variables(replace(wheel, family="intel")) == {}
+    monkeypatch.setenv("FI_PROVIDER", "verbs")
+    assert variables(wheel) == {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "verbs"}
 
 
 def test_cpus_per_task_are_repeated_for_srun() -> None:
@@ -289,3 +324,11 @@ def test_the_command_of_the_script() -> None:
     assert "keeper" in line
     assert line.count('--join "$folder"/join') == 2
     assert FOLDER not in whole()
+
+
+def test_a_job_finds_the_checkout_it_was_submitted_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(hpcdist.__file__).resolve().parents[1]
+    assert f"export PYTHONPATH={shlex.quote(str(root))}" in whole()
+    installed = "/usr/lib/python3/site-packages/hpcdist/_keeper/keeper_link.py"
+    monkeypatch.setattr(keeper_link, "__file__", installed)
+    assert "PYTHONPATH" not in whole()

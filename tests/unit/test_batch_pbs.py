@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdist._managers.batch import pbs
-from hpcdist._managers.batch.commands import CommandFailed, Done, SubmitError, environment
-from hpcdist._managers.batch.job import JobId
-from hpcdist._managers.batch.launchers import AGENT
-from hpcdist._managers.batch.pbs import PBSManager
-from hpcdist._managers.batch.pbs_words import (
+from hpcdist._keeper.installed_mpi import Mpi, scrubbed
+from hpcdist._schedulers import commands
+from hpcdist._schedulers.commands import CommandFailed, Done, SubmitError, environment
+from hpcdist._schedulers.job import JobId
+from hpcdist._schedulers.launchers import AGENT
+from hpcdist._schedulers.pbs import PBSManager
+from hpcdist._schedulers.pbs_words import (
     STATES,
     chunks,
     has_id,
@@ -27,8 +28,8 @@ from hpcdist._managers.batch.pbs_words import (
     parse_submit,
     verdict_of,
 )
-from hpcdist._managers.batch.verdict import JobState
-from hpcdist._managers.launching import Mpi, scrubbed
+from hpcdist._schedulers.submission import submit
+from hpcdist._schedulers.verdict import JobState
 
 QSTAT = """\
 {
@@ -135,7 +136,7 @@ def test_every_state_is_known_and_a_new_one_keeps_its_word() -> None:
 )
 def test_ends(facts: dict[str, Any], said: str) -> None:
     found = ended(**facts)
-    assert found.tell() == said
+    assert found.describe() == said
     assert found.state.terminal
 
 
@@ -167,8 +168,8 @@ def test_a_lost_submission_is_found() -> None:
 
 
 def test_chunks() -> None:
-    assert len(chunks("3:ncpus=1+host=n1:mem=2gb")) == 4
-    assert chunks("host=n1")[0] == {"host": "n1"}
+    assert [count for count, _ in chunks("3:ncpus=1+host=n1:mem=2gb")] == [3, 1]
+    assert chunks("host=n1") == [(1, {"host": "n1"})]
 
 
 # Options and scripts
@@ -177,7 +178,7 @@ def test_chunks() -> None:
 @pytest.fixture(autouse=True)
 def mpich(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Mpi("mpich", (5, 0), "/opt/mpich/bin/mpiexec")
-    monkeypatch.setattr("hpcdist._managers.launching.find_mpi", lambda python: found)
+    monkeypatch.setattr("hpcdist._keeper.installed_mpi.find_mpi", lambda python: found)
 
 
 def directives(n: int, **params: Any) -> list[str]:
@@ -207,11 +208,15 @@ def directives(n: int, **params: Any) -> list[str]:
         (2, {"mpiprocs": 2}, ["-l select=1:ncpus=2:mpiprocs=2:ompthreads=1"]),
         (2, {"ngpus": 1}, ["-l select=2:ncpus=1:mpiprocs=1:ompthreads=1:ngpus=1"]),
         (2, {"enable_threaded_blas": True, "ncpus": 4}, ["-l select=2:ncpus=4:mpiprocs=1"]),
-        (4, {"split": 2}, ["-l select=2:ncpus=1:mpiprocs=1:ompthreads=1"]),
+        (
+            4,
+            {"split": 2},
+            ["-r y", "-J 0-1", "-l select=2:ncpus=1:mpiprocs=1:ompthreads=1"],
+        ),
         (
             4,
             {"split": "node", "ntasks_per_node": 2},
-            ["-l select=1:ncpus=2:mpiprocs=2:ompthreads=1"],
+            ["-r y", "-J 0-1", "-l select=1:ncpus=2:mpiprocs=2:ompthreads=1"],
         ),
         (4, {"select": "2:ncpus=2:mpiprocs=2:mem=1gb"}, ["-l select=2:ncpus=2:mpiprocs=2:mem=1gb"]),
         (4, {"l": "select=2:ncpus=2,walltime=5:00"}, ["-l select=2:ncpus=2", "-l walltime=5:00"]),
@@ -244,7 +249,7 @@ def test_sizes() -> None:
         ({"split": "node", "mpiprocs": 3}, [3, 2]),
         ({"split": "node", "select": "1:ncpus=4:mpiprocs=4"}, [4, 1]),
     ):
-        assert manager.sizes(manager.settings_of(params)) == sizes
+        assert list(manager.plan(manager.settings_of(params)).sizes) == sizes
 
 
 @pytest.mark.parametrize(
@@ -254,7 +259,7 @@ def test_sizes() -> None:
         ({"I": True}, "terminal"),
         ({"z": True}, "id"),
         ({"mpi": "pmix"}, "mpi='pmix' contradicts PBSManager"),
-        ({"launcher": "srun"}, "launcher='srun'"),
+        ({"launcher": "srun"}, "launcher= is one of auto, mpiexec with pbs, not 'srun'"),
         ({"select": "1:ncpus=1", "ncpus": 2}, "ncpus=2 contradicts select='1:ncpus=1'"),
         ({"nodes": 2, "mpiprocs": 2}, "mpiprocs=2 contradicts nodes=2"),
         ({"mem": "1gb", "ngpus": 1}, "ngpus=1 contradicts mem='1gb': say it in select="),
@@ -317,7 +322,7 @@ def test_a_user_who_says_where_output_goes_finds_all_of_it_there() -> None:
     assert "#PBS -o out.txt\n" in script
     assert "exec >>" not in script
     manager = PBSManager(1)
-    asked = manager.asked(manager.settings_of({"o": "out.txt"}))
+    asked = manager.plan(manager.settings_of({"o": "out.txt"})).asked
     assert manager.log_files(asked, "/work", "/run", JobId("1.head")) == [
         str(Path.cwd() / "out.txt")
     ]
@@ -343,7 +348,7 @@ def test_open_mpi_and_intel_reach_hosts_by_the_same_agent(monkeypatch: pytest.Mo
         (Mpi("openmpi", (4, 1), "mpirun"), f"export OMPI_MCA_plm_rsh_agent={AGENT}\n"),
         (Mpi("intel", (2021, 18), "mpiexec"), f"-bootstrap ssh -bootstrap-exec {AGENT}"),
     ):
-        monkeypatch.setattr("hpcdist._managers.launching.find_mpi", lambda python, f=found: f)
+        monkeypatch.setattr("hpcdist._keeper.installed_mpi.find_mpi", lambda python, f=found: f)
         assert words in PBSManager(4).job_script()
 
 
@@ -378,16 +383,19 @@ class Fake:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[list[str]] = []
+        self.in_turn: list[tuple[int, str, str]] = []
         self.answers: dict[str, tuple[int, str, str]] = {
             "qstat --version": (0, "pbs_version = 23\n", "")
         }
-        monkeypatch.setattr(pbs.commands, "run", self.run)
+        monkeypatch.setattr(commands, "run", self.run)
 
     def run(self, argv: list[str], **_: object) -> Done:
         self.calls.append(list(argv))
         line = " ".join(argv)
         found = [answer for key, answer in self.answers.items() if line.startswith(key)]
         status, out, err = found[-1] if found else (0, "", "")
+        if self.in_turn:
+            status, out, err = self.in_turn.pop(0)
         return Done(tuple(argv), status, out, err, 0.0)
 
 
@@ -432,28 +440,46 @@ def test_cancelling_what_has_ended_is_no_error(fake: Fake) -> None:
         PBSManager(1).cancel([JobId("7.head")])
 
 
+def test_a_job_whose_host_does_not_answer_is_cancelled_by_force(fake: Fake) -> None:
+    manager, number = PBSManager(1), JobId("2.head")
+    force = ["qdel", "-W", "force", "2.head"]
+    manager.cancel_lost(number)
+    assert fake.calls == [force]
+    lost = (222, "", "qdel: Server could not connect to MOM 2.head\n")
+    fake.in_turn = [lost, (0, "", "")]  # the server has noticed meanwhile
+    manager.cancel_lost(number)
+    assert fake.calls[1:] == [force, force]
+    refused = (159, "", "qdel: Unauthorized Request 2.head\n")
+    fake.in_turn = [refused, refused, (0, "", "")]
+    manager.cancel_lost(number)
+    assert fake.calls[3:] == [force, force, ["qdel", "2.head"]]
+    fake.in_turn = [refused, refused, lost]
+    with pytest.raises(CommandFailed, match="could not connect to MOM"):
+        manager.cancel_lost(number)
+
+
 def test_submissions(fake: Fake) -> None:
     manager = PBSManager(1)
-    asked = manager.asked(manager.settings_of({}))
+    job = manager.plan(manager.settings_of({})).example()
     fake.answers["qsub"] = (0, "12.head\n", "")
-    assert manager.submit("/run/script.sh", asked, None) == "12.head"
+    assert submit(manager, job, "/run/script.sh", None) == "12.head"
     assert fake.calls[-1] == ["qsub", "-f", "/run/script.sh"]
     fake.answers["qsub -f"] = (2, "", "usage: qsub [-a date_time] ...\n")
-    assert manager.submit("/run/script.sh", asked, None) == "12.head"
+    assert submit(manager, job, "/run/script.sh", None) == "12.head"
     assert fake.calls[-1] == ["qsub", "/run/script.sh"]
     del fake.answers["qsub -f"]
     fake.answers["qsub"] = (170, "", "qsub: Unknown queue\n")
     with pytest.raises(SubmitError, match="qsub: Unknown queue"):
-        manager.submit("/run/script.sh", asked, None)
+        submit(manager, job, "/run/script.sh", None)
     fake.answers["qsub"] = (0, "hm\n", "")
     fake.answers["qselect"] = (0, "7.head\n26[].head\n", "")
     fake.answers["qstat -f"] = (0, QSTAT, "")
-    assert manager.submit("/x/hpcdist-d34ad69d/script.sh", asked, None) == "7.head"
+    assert submit(manager, job, "/x/hpcdist-d34ad69d/script.sh", None) == "7.head"
     with pytest.raises(SubmitError, match="no job of"):
-        manager.submit("/x/hpcdist-0/script.sh", asked, None)
+        submit(manager, job, "/x/hpcdist-0/script.sh", None)
     fake.answers["qstat --version"] = (0, "Version: 4.2.10\nCommit: 4\n", "")
     with pytest.raises(SubmitError, match="Torque"):
-        manager.submit("/run/script.sh", asked, None)
+        submit(manager, job, "/run/script.sh", None)
 
 
 def test_what_a_job_leaves_in_the_environment_misleads_nobody() -> None:
@@ -475,3 +501,15 @@ def test_the_template_of_the_documentation(tmp_path: Path) -> None:
     assert "exec pbs_tmrsh" in script
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_a_job_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPCDIST_DIR", str(tmp_path / "a b"))
+    script = PBSManager(6).job_script(split=2)
+    assert f"-o '{tmp_path}/a b/jobs/hpcdist-run/pbs.^array_index^.log'" in script
+    assert f"folder='{tmp_path}/a b/jobs/hpcdist-run'/tasks/\"$PBS_ARRAY_INDEX\"" in script
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert PBSManager(6).task(JobId("26[].head"), 1) == "26[1].head"
+    # Without a second of its size a world is a job of its own.
+    assert "-J" not in PBSManager(3).job_script(split=3)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpcdist._managers.batch.job import FOLDER, JobSpec
-from hpcdist._managers.batch.render import TemplateError, command, render
+from hpcdist._schedulers.job import FOLDER, JobSpec
+from hpcdist._schedulers.render import TemplateError, command, render
 
 GOLDEN = """\
 #!/bin/bash

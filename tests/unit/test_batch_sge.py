@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdist._cli.schedulers import chosen
-from hpcdist._managers import launching
-from hpcdist._managers.batch import sge
-from hpcdist._managers.batch.commands import Done
-from hpcdist._managers.batch.job import JobId
-from hpcdist._managers.batch.sge import SGEManager
-from hpcdist._managers.batch.sge_words import (
+from hpcdist._keeper import installed_mpi
+from hpcdist._keeper.installed_mpi import Mpi
+from hpcdist._schedulers import commands
+from hpcdist._schedulers.commands import Done
+from hpcdist._schedulers.job import JobId
+from hpcdist._schedulers.sge import SGEManager
+from hpcdist._schedulers.sge_words import (
     parse_qacct,
     parse_qstat,
     parse_reasons,
@@ -24,8 +25,7 @@ from hpcdist._managers.batch.sge_words import (
     parse_submit,
     state_of,
 )
-from hpcdist._managers.batch.verdict import JobState, Verdict
-from hpcdist._managers.launching import Mpi
+from hpcdist._schedulers.verdict import JobState, Verdict
 
 MPICH = Mpi("mpich", (5, 0, 2), "/env/bin/mpiexec")
 OPENMPI = Mpi("openmpi", (5, 0, 11), "/env/bin/mpiexec")
@@ -172,6 +172,38 @@ def test_qstat() -> None:
     assert not SGEManager(1).hopeless(found["4"])
 
 
+def test_tasks_of_a_job_array() -> None:
+    task = QSTAT.replace("<slots>1</slots>", "<slots>1</slots>\n      <tasks>2</tasks>")
+    assert parse_qstat(task)["9.2"].state is JobState.RUNNING
+    assert "9" not in parse_qstat(task)
+    whole = QACCT.replace("taskid       undefined", "taskid       3")
+    assert {ident: v.describe() for ident, v in parse_qacct(whole).items()} == {
+        "7.3": "FAILED, exit code 3"
+    }
+    assert SGEManager(2).task(JobId("9"), 0) == "9.1"
+    for out in ("9.1-3:1\n", 'Your job-array 9.1-3:1 ("a") has been submitted\n'):
+        assert parse_submit(out) == "9"
+
+
+def test_all_tasks_of_an_array_are_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, asked = SGEManager(4), list[list[str]]()
+    queued = QSTAT.replace("<slots>200</slots>", "<tasks>{}</tasks>")
+    both = "".join(queued.replace("{}", number) for number in ("1", "2"))
+    answers = {"-u": both, "-j": DETAILS}
+
+    def run(argv: list[str], **more: object) -> Done:
+        asked.append(argv)
+        return done(argv, answers["-u" if "-u" in argv else "-j"])
+
+    monkeypatch.setattr(commands, "run", run)
+    tasks = [manager.task(JobId("4"), k) for k in range(2)]
+    found = manager.poll(tasks)
+    assert [found[task].reason for task in tasks] == [
+        'cannot run in PE "mpi" because it only offers 16 slots'
+    ] * 2
+    assert [argv[-1] for argv in asked if "-j" in argv] == ["4"]
+
+
 def test_why_jobs_wait() -> None:
     assert parse_reasons(DETAILS) == {
         "2": 'can\'t open output file "/nonexistent/x": No such file or directory',
@@ -206,7 +238,7 @@ def test_states(word: str, state: JobState) -> None:
 
 def test_the_record_of_a_job_is_the_last_of_its_tasks() -> None:
     found = parse_qacct(QACCT.replace("\n", "     \n"))["7"]  # it pads its lines
-    assert found.tell() == "FAILED, exit code 3"
+    assert found.describe() == "FAILED, exit code 3"
     assert (found.nodes, found.exit_code) == ("n1", 3)
     assert found.end is not None
 
@@ -219,13 +251,13 @@ def test_the_good_end_of_a_task_says_nothing_of_its_job() -> None:
 
 
 def test_how_jobs_end() -> None:
-    assert ended("0    ", "0").tell() == "COMPLETED"
-    assert ended("26  : opening input/output file", "0").tell() == (
+    assert ended("0    ", "0").describe() == "COMPLETED"
+    assert ended("26  : opening input/output file", "0").describe() == (
         "FAILED (opening input/output file)"
     )
     killed = ended("100 : assumedly after job", "137                  (Killed)")
-    assert killed.tell() == "FAILED (assumedly after job), killed by SIGKILL"
-    assert ended("100 : assumedly after job", "137", "deleted_by   me@n1").tell() == (
+    assert killed.describe() == "FAILED (assumedly after job), killed by SIGKILL"
+    assert ended("100 : assumedly after job", "137", "deleted_by   me@n1").describe() == (
         "CANCELLED by me@n1"
     )
     over = ("37  : qmaster enforced h_rt, h_cpu, or h_vmem limit", "137")
@@ -234,16 +266,16 @@ def test_how_jobs_end() -> None:
     assert ended(*over, ran, "category     -l h_rt=4000").state is JobState.FAILED
     task = ("100 : assumedly after job", "137", "ru_wallclock 3598s")
     assert ended(*task, "category     -l h_rt=3600").state is JobState.TIMEOUT
-    assert "h_vmem" in ended(*over, ran, "category     -l h_vmem=1G").tell()
+    assert "h_vmem" in ended(*over, ran, "category     -l h_vmem=1G").describe()
 
 
 def test_of_a_deleted_job_qacct_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     manager, job = SGEManager(1), JobId("7")
     answers = {"qstat": QSTAT.replace(">9<", ">7<").replace(">r<", ">dr<"), "qacct": TASK}
-    monkeypatch.setattr(sge.commands, "run", lambda argv, **more: done(argv, answers[argv[0]]))
+    monkeypatch.setattr(commands, "run", lambda argv, **more: done(argv, answers[argv[0]]))
     assert manager.poll([job])[job].word == "dr"
     answers["qstat"] = "<job_info></job_info>"
-    assert manager.post_mortem([job])[job].tell() == "CANCELLED"
+    assert manager.post_mortem([job])[job].describe() == "CANCELLED"
     assert SGEManager(1).post_mortem([job])[job].state is JobState.FAILED
 
 
@@ -272,7 +304,7 @@ def script(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., str]:
     """`script(n, **options)`: what would be submitted from `/`, for one MPI or the other."""
-    monkeypatch.setattr(launching, "find_mpi", lambda python: request.param)
+    monkeypatch.setattr(installed_mpi, "find_mpi", lambda python: request.param)
     monkeypatch.setenv("HPCDIST_DIR", "/runs")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -328,6 +360,8 @@ def test_one_worker_needs_no_parallel_environment(script: Callable[..., str]) ->
 
 def test_how_many_workers_a_job_has(script: Callable[..., str]) -> None:
     assert "\n#$ -pe mpi 4\n" in script(8, split=4)
+    assert "\n#$ -t 1-2\n" in script(8, split=4)
+    assert '/tasks/"$((SGE_TASK_ID - 1))"' in script(8, split=4)
     text = script(8, split="node", ntasks_per_node=2, pe="smp")
     assert "\n#$ -pe smp 2\n" in text
     assert "ntasks" not in text
@@ -357,24 +391,24 @@ def test_modules_are_found_without_a_login_shell(script: Callable[..., str]) -> 
 def test_what_contradicts_is_refused(words: tuple[str, ...], options: dict[str, Any]) -> None:
     manager = SGEManager(4)
     with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
-        manager.asked(manager.settings_of({"dir": "/", **options}))
+        manager.plan(manager.settings_of({"dir": "/", **options})).asked
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_workers_that_are_no_world() -> None:
     manager = SGEManager(2)
-    asked = manager.asked(manager.settings_of({}))
+    asked = manager.plan(manager.settings_of({})).asked
     for mpi in (MPICH, OPENMPI):
-        made = manager.launcher(2, asked, "process", mpi, frozenset())
+        made = manager.launcher(2, asked, "process", mpi)
         assert (made.mpi, made.apart) == (False, True)
-        assert manager.launcher(2, asked, "auto", mpi, frozenset()).mpi
+        assert manager.launcher(2, asked, "auto", mpi).mpi
 
 
 def test_where_the_output_goes() -> None:
     manager = SGEManager(1)
-    asked = manager.asked(manager.settings_of({"o": "out.$JOB_ID", "e": "err.$HOSTNAME"}))
+    asked = manager.plan(manager.settings_of({"o": "out.$JOB_ID", "e": "err.$HOSTNAME"})).asked
     assert manager.log_files(asked, "/work", "/runs/a", JobId("7")) == ["/work/out.7"]
-    plain = manager.asked(manager.settings_of({}))
+    plain = manager.plan(manager.settings_of({})).asked
     assert manager.log_files(plain, "/work", "/runs/a", JobId("7")) == ["/runs/a/log"]
 
 
@@ -385,4 +419,4 @@ def test_grid_engine_is_told_from_others_that_have_a_qsub(
     for program, name in (("qsub", "pbs"), ("qconf", "sge")):
         (tmp_path / program).write_text("#!/bin/sh\n")
         (tmp_path / program).chmod(0o755)
-        assert chosen(None).name == name
+        assert chosen(None).scheduler.name == name

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdist._managers.batch.job import JobId
-from hpcdist._managers.batch.slurm import SlurmManager
-from hpcdist._managers.batch.slurm_words import (
+from hpcdist._schedulers.job import JobId
+from hpcdist._schedulers.slurm import SlurmManager
+from hpcdist._schedulers.slurm_words import (
     STATES,
     expand,
     has_id,
-    hosts,
     parse_found,
     parse_mpi_list,
     parse_sacct,
@@ -22,7 +21,7 @@ from hpcdist._managers.batch.slurm_words import (
     parse_submit,
     state_of,
 )
-from hpcdist._managers.batch.verdict import JobState, Verdict
+from hpcdist._schedulers.verdict import JobState, Verdict
 
 SQUEUE = """\
 3|PENDING|N/A|N/A||JobHeldUser
@@ -112,19 +111,19 @@ def test_scontrol() -> None:
     assert set(found) == {"20_1", "21"}
     assert (found["20_1"].word, found["20_1"].exit_code, found["20_1"].nodes) == ("FAILED", 3, "n1")
     assert found["20_1"].end == local("2026-11-21T05:15:52")
-    assert found["21"].tell() == "TIMEOUT (TimeLimit)"
+    assert found["21"].describe() == "TIMEOUT (TimeLimit)"
     assert found["21"].nodes == ""
 
 
 def test_a_job_whose_output_file_could_not_be_opened() -> None:
     text = SCONTROL.replace("ExitCode=3:0", "ExitCode=0:53")
-    assert "output file" in parse_scontrol(text)["20_1"].tell()
-    assert "output file" in parse_sacct("1|FAILED|0:53|||n1\n")["1"].tell()
+    assert "output file" in parse_scontrol(text)["20_1"].describe()
+    assert "output file" in parse_sacct("1|FAILED|0:53|||n1\n")["1"].describe()
 
 
 def test_sacct() -> None:
     found = parse_sacct(SACCT)
-    told = {ident: verdict.tell() for ident, verdict in found.items()}
+    told = {ident: verdict.describe() for ident, verdict in found.items()}
     assert told == {
         "20": "FAILED, exit code 7",
         "21": "CANCELLED by 20001",
@@ -214,17 +213,6 @@ def test_reasons_for_which_a_job_never_starts(reason: str, hopeless: bool) -> No
     assert manager.hopeless(waits) is hopeless
     runs = Verdict(state=JobState.RUNNING, word="RUNNING", reason=reason)
     assert not manager.hopeless(runs)
-
-
-NAMES = st.from_regex(r"[a-z]{1,4}", fullmatch=True)
-
-
-@given(NAMES, st.integers(0, 40), st.integers(0, 12), st.integers(0, 3), NAMES)
-def test_a_range_of_nodes(head: str, low: int, length: int, zeros: int, other: str) -> None:
-    width = zeros + len(str(low))
-    text = f"{head}[{low:0{width}d}-{low + length}],{other}"
-    expected = [f"{head}{number:0{width}d}" for number in range(low, low + length + 1)]
-    assert hosts(text) == [*expected, other]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdist._managers.batch.verdict import JobState, Verdict, merge
+from hpcdist._schedulers.verdict import JobState, Verdict, merge
 
 TIMES = st.none() | st.datetimes(timezones=st.just(UTC))
 VERDICTS = st.builds(
@@ -90,6 +90,15 @@ def test_a_later_source_adds_what_the_first_left_out() -> None:
     assert (merged.word, merged.exit_code, merged.nodes) == ("CANCELLED by 20001", 0, "n1")
 
 
+def test_a_preempted_job_whose_script_was_told_to_end_has_ended_so() -> None:
+    exit_file = verdict("FAILED", signal=15, exit_code=143, source="exit file")
+    merged = merge(verdict("PREEMPTED", reason="Preempted"), exit_file)
+    assert merged is not None
+    assert (merged.word, merged.state) == ("PREEMPTED", JobState.FAILED)
+    for other in (verdict("FAILED", signal=9, source="sacct"), verdict("RUNNING")):
+        assert merge(verdict("PREEMPTED"), other) == other  # it was queued again
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -104,7 +113,7 @@ def test_a_later_source_adds_what_the_first_left_out() -> None:
     ],
 )
 def test_a_verdict_in_one_line(said: Verdict, told: str) -> None:
-    assert said.tell() == told
+    assert said.describe() == told
 
 
 def test_times_are_part_of_it() -> None:

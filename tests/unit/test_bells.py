@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def apart(tmp_path: Path) -> Iterator[tuple[Bells, Bells]]:
         bells.close()
 
 
-def rung(sock: object, seconds: float = 0) -> bool:
+def rung(sock: Any, seconds: float = 0) -> bool:
     return bool(select.select([sock], [], [], seconds)[0])
 
 
@@ -118,7 +119,7 @@ def test_an_address_that_leads_nowhere_is_no_error(apart: tuple[Bells, Bells]) -
 def test_the_folder_of_a_host_is_gone_however_its_maker_ends(tmp_path: Path, told: bool) -> None:
     folder = tmp_path / "bells"
     program = f"""
-from hpcdist._managers.worker import _folder
+from hpcdist._worker.worker import _folder
 with _folder({str(folder)!r}):
     print("there", flush=True)
     input()

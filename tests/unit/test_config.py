@@ -1,9 +1,11 @@
 """Settings and their layers, and the lines of the log."""
 
 import doctest
+import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,6 @@ def test_defaults() -> None:
     assert setting("heartbeat_limit") == 10.0
     assert setting("dir") == os.path.expanduser("~/.hpcdist")
     assert setting("log") == "warning"
-    assert setting("spin_us") is None
-    assert setting("spin_us", 200.0) == 200.0
 
 
 def test_nearer_layers_win(layers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +75,70 @@ def test_tables_are_raw_and_merged_by_key(layers: dict[str, Path]) -> None:
     assert table("profile.bigmem") == {"mem": "1T"}
     assert table("profile") == {"bigmem": {"mem": "1T"}}
     assert table("pbs") == table("profile.none") == {}
+
+
+def test_a_scheduler_of_another_package_has_a_table(
+    layers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "installed" / "bigsite_hpc-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: bigsite-hpc\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[hpcdist.managers]\nbigsite = no_such_module:M\n")
+    monkeypatch.syspath_prepend(str(about.parent))
+    layers["user"].write_text("[bigsite]\naccount = 'a'\n")
+    assert setting("timeout") == 60
+    assert table("bigsite") == {"account": "a"}
+    layers["user"].write_text("[bigsiet]\n")
+    _config.forget()
+    with pytest.raises(ValueError, match=r"unknown table 'bigsiet'; did you mean 'bigsite'\?"):
+        setting("timeout")
+
+
+def test_a_scheduler_defined_here_has_a_table(
+    layers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hpcdist
+
+    monkeypatch.setattr(_config, "_learned", set[str]())
+
+    class Site(hpcdist.SlurmManager):
+        name = "bigsite"
+
+    layers["user"].write_text("[bigsite]\naccount = 'a'\n")
+    assert hpcdist.default_addprocs_params()["timeout"] == 60
+    assert "--account=a" in Site(2).job_script(mpi="pmi2")
+    assert "bigsite" in _config.learned()  # which goes into join files: workers read settings too
+
+
+def test_a_setting_that_is_gone_is_an_error(
+    layers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPCDIST_SPIN_US", "banana")
+    with pytest.raises(ValueError, match="HPCDIST_SPIN_US is no longer a setting"):
+        setting("timeout")
+    monkeypatch.delenv("HPCDIST_SPIN_US")
+    layers["user"].write_text("spin_us = 3")
+    with pytest.raises(ValueError, match="unknown key 'spin_us'"):
+        setting("timeout")
+
+
+def test_a_user_s_files_follow_xdg_config_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real places
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder, timeout in (("home/.config", 7), ("elsewhere", 8)):
+        (tmp_path / folder / "hpcdist").mkdir(parents=True)
+        (tmp_path / folder / "hpcdist" / "config.toml").write_text(f"timeout = {timeout}")
+    for home, timeout in (
+        ("", 7),
+        ("not/absolute", 7),
+        (str(tmp_path / "elsewhere"), 8),
+    ):
+        monkeypatch.setenv("XDG_CONFIG_HOME", home)
+        _config.forget()
+        assert setting("timeout") == timeout
 
 
 @pytest.mark.parametrize(
@@ -137,6 +201,15 @@ def test_unknown_option() -> None:
     assert str(error) == "addprocs has no option 'zzz'; known are a, b"
 
 
+@contextmanager
+def without_logging() -> Iterator[None]:
+    """Have no handler of `logging` set up meanwhile, and the level read anew: pytest has some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_log, "_threshold", _log._Threshold())
+        patch.setattr(logging.getLogger(), "handlers", [])
+        yield
+
+
 @pytest.mark.parametrize(
     ("level", "written"),
     [(None, ["warning"]), ("info", ["info", "warning"]), ("debug", ["debug", "info", "warning"])],
@@ -147,11 +220,11 @@ def test_log(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(_log, "_threshold", None)
     if level:
         monkeypatch.setenv("HPCDIST_LOG", level)
-    for name in ("debug", "info", "warning"):
-        _log.log(name, "one\ntwo")
+    with without_logging():
+        for name in ("debug", "info", "warning"):
+            _log.log(name, "one\ntwo")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(written)
     for line, name in zip(lines, written, strict=True):
@@ -161,7 +234,7 @@ def test_log(
 def test_log_with_a_wrong_level_still_warns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_log, "_threshold", None)
     monkeypatch.setenv("HPCDIST_LOG", "loud")
-    _log.log("warning", "here")
+    with without_logging():
+        _log.log("warning", "here")
     assert "here" in capsys.readouterr().err

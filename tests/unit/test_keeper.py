@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from hpcdist._managers import launching
-from hpcdist._managers.keepers import Keeper
-from hpcdist._managers.launching import MpiNotFound, find_mpi, identify, launch_op, scrubbed
-from hpcdist._managers.pmi import PmiServer
-from hpcdist._managers.processes import Lines, signal_number
+from hpcdist._keeper import installed_mpi
+from hpcdist._keeper.installed_mpi import MpiNotFound, find_mpi, identify, launch_op, scrubbed
+from hpcdist._keeper.keeper_link import KeeperLink
+from hpcdist._keeper.pmi import PmiServer
+from hpcdist._keeper.processes import Lines, signal_number
 
 DEADLINE = 20.0
 
@@ -38,7 +38,7 @@ def work(join):
         plan = json.load(file)
     me = rank()
     if plan["mpirun"]:
-        from hpcdist._managers.keeper import adopt_output
+        from hpcdist._keeper.processes import adopt_output
         assert adopt_output(plan["dir"], me)
         sys.stdout.reconfigure(line_buffering=True)
     if plan["mpi"]:
@@ -53,7 +53,7 @@ def work(join):
             comm.Set_errhandler(MPI.ERRORS_RETURN)
             assert comm.size == len(plan["ranks"]), comm.size
             comm.Barrier()
-            from hpcdist._managers.processes import segments_of
+            from hpcdist._keeper.processes import segments_of
             for path in segments_of(os.getpid()):
                 print("segment", path)
             print("up", os.getpid())
@@ -96,7 +96,7 @@ def work(join):
 """
 
 
-def mpi_here() -> launching.Mpi | None:
+def mpi_here() -> installed_mpi.Mpi | None:
     try:
         return find_mpi()
     except MpiNotFound:
@@ -146,7 +146,7 @@ class World:
         )
         self.events: list[dict[str, Any]] = []
         self.ended = False
-        self.keeper = Keeper()
+        self.keeper = KeeperLink()
 
     def start(self) -> World:
         self.keeper.send(self.op)
@@ -393,7 +393,7 @@ def test_a_worker_that_cannot_be_imported_fails_the_launch(tmp_path: Path) -> No
 
 
 def with_world(tmp_path: Path, worker: str, expected: str) -> None:
-    keeper = Keeper()
+    keeper = KeeperLink()
     directory = tmp_path / "world"
     directory.mkdir()
     op = launch_op("plain", 1, join="", directory=str(directory), worker=worker)
@@ -514,3 +514,17 @@ def test_pmi_of_two_hosts_meets_at_its_barriers() -> None:
     assert hosts[0].feed(1, b"cmd=get kvsname=kvs key=k2\n")[0][1].endswith(b" value=v\n")
     assert hosts[1].feed(2, b"cmd=barrier_in\n") == []
     assert hosts[1].news() == {}, "the next barrier is one of its own"
+
+
+def test_it_hears_that_it_is_to_end_while_it_starts_ranks(tmp_path: Path) -> None:
+    world = World(tmp_path, "plain", [["sleep"]] * 300, list(range(300)))
+    try:
+        world.start()
+        world.until(lambda: world.of("started"))
+        world.finish()
+    finally:
+        world.keeper.close()
+        world.keeper.wait(5.0)
+    begun = world.of("started")
+    assert len(begun) < 300
+    until_dead([event["os_pid"] for event in begun], 5.0)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import hpcdist
 from hpcdist._cli.machines import MachineFileError, read_file
-from hpcdist._managers import ssh_link
 from hpcdist._managers.ssh import SSHManager
 from hpcdist._managers.ssh_link import Options, SSHConnection, command, keeper_command
 from hpcdist._managers.ssh_machines import Machine, parse, read
+from hpcdist._runtime.node import Node
 
 # --- machines
 
@@ -129,7 +130,7 @@ def test_any_shell_passes_the_command_on(shell: str, tmp_path: Path) -> None:
     program = tmp_path / "it's python"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     program.chmod(0o755)
-    remote = keeper_command(str(program), ["-X", "dev"], "/nonexistent", {"A": "1 2"})
+    remote = keeper_command([str(program)], ["-X", "dev"], "/nonexistent", {"A": "1 2"})
     assert "\n" not in remote
     try:
         done = subprocess.run([shell, "-c", remote], capture_output=True, text=True, timeout=60)
@@ -145,7 +146,7 @@ def test_any_shell_passes_the_command_on(shell: str, tmp_path: Path) -> None:
 
 def connect(script: str, *, tunnel: bool = False) -> SSHConnection:
     options = Options(tunnel=tunnel)
-    return SSHConnection(Machine("node1"), options, ["sh", "-c", script])
+    return SSHConnection(Node(), Machine("node1"), options, ["sh", "-c", script])
 
 
 def hello(text: str = "{}") -> str:
@@ -191,7 +192,7 @@ def test_a_tunnel_has_the_port_that_ssh_tells() -> None:
 def test_a_connection_that_fails_tells_why(script: str, words: str, fix: str) -> None:
     connection = connect(script)
     try:
-        with pytest.raises(ssh_link.LaunchError) as caught:
+        with pytest.raises(hpcdist.LaunchError) as caught:
             connection.meet()
     finally:
         connection.close()

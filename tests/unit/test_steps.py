@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 
 import pytest
 
-from hpcdist._managers import steps
+from hpcdist._keeper import launcher_output
+from hpcdist._schedulers import launchers
+from hpcdist._schedulers.slurm_words import ENDS, LABEL
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,8 @@ from hpcdist._managers import steps
 def test_lines_are_split_by_rank(
     how: str, text: str, expected: list[tuple[int | None, str]]
 ) -> None:
-    assert steps.split_labels(how, text) == expected
+    labels = {"srun": LABEL, "mpirun": launchers.PRTE_LABEL, "hydra": launchers.HYDRA_LABEL}
+    assert launcher_output.split_labels(labels.get(how, ""), text) == expected
 
 
 @pytest.mark.parametrize(
@@ -61,13 +65,31 @@ def test_lines_are_split_by_rank(
     ],
 )
 def test_ends_of_ranks_as_srun_tells_them(line: str, expected: list[tuple[int, int]]) -> None:
-    assert steps.parse_ends("srun", line + "\n") == (line + "\n", expected)
+    assert launcher_output.parse_ends(line + "\n", ENDS) == (line + "\n", expected)
+
+
+def test_what_a_rank_s_shell_tells_is_its_end(tmp_path: os.PathLike[str]) -> None:
+    """Open MPI's launcher may be the first to tell: of the shell, which ends in good order."""
+    launcher = "[h:01] [prterun-h-1@0,0] odls:waitpid_fired child [prterun-h-1@1,2] exit code "
+    assert launcher_output.parse_ends(launcher + "0\n", mpi=False) == ("", [])
+    assert launcher_output.parse_ends(launcher + "0\n") == ("", [(2, 0)])
+    assert launcher_output.parse_ends(launcher + "3\n", mpi=False) == ("", [(2, 3)])
+    shell = launchers.separate(launchers.WorldLauncher((), "mpirun")).argv
+    for command, status in (("exit 0", 0), ("exit 7", 7), ("kill -9 $$", -9)):
+        done = subprocess.run(
+            [*shell, "sh", "-c", command],
+            env=os.environ | {"PMI_RANK": "2"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0
+        assert launcher_output.parse_told(done.stderr)[1] == [(2, status)]
 
 
 def test_a_command_gets_its_values(tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "said")
     argv = ["sh", "-c", "echo $0 $1 >{path}", "-{signal}", "{pid} $HOME"]
-    pid = steps.spawn(argv, path=path, signal=9, pid=4711, host="unused")
+    pid = launcher_output.spawn(argv, path=path, signal=9, pid=4711, host="unused")
     assert pid is not None
     assert os.waitpid(pid, 0)[1] == 0
     with open(path) as file:
@@ -76,7 +98,7 @@ def test_a_command_gets_its_values(tmp_path: os.PathLike[str]) -> None:
 
 def test_a_command_is_not_waited_for_and_leads_its_own_group() -> None:
     begin = time.monotonic()
-    pid = steps.spawn(["sleep", "{seconds}"], seconds=60)
+    pid = launcher_output.spawn(["sleep", "{seconds}"], seconds=60)
     assert pid is not None
     assert time.monotonic() - begin < 5
     assert os.getpgid(pid) == pid
@@ -85,4 +107,10 @@ def test_a_command_is_not_waited_for_and_leads_its_own_group() -> None:
 
 
 def test_a_command_that_is_missing_is_no_error() -> None:
-    assert steps.spawn(["no-such-scheduler"], step="1.0") is None
+    assert launcher_output.spawn(["no-such-scheduler"], step="1.0") is None
+
+
+@pytest.mark.parametrize("words", [{"label": "^[0-9]+: "}, {"ends": "^rank ([0-9]+) is gone"}])
+def test_an_expression_without_its_groups_is_refused(words: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"group\(s\)"):
+        launchers.WorldLauncher(("flux", "run"), **words)

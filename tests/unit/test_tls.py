@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import select
@@ -21,8 +22,7 @@ Pair = tuple[tls.Secure, tls.Secure]
 
 @pytest.fixture(autouse=True)
 def own_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "_pem", None)
-    monkeypatch.setattr(tls, "_contexts", None)
+    monkeypatch.setattr(tls, "_ours", tls.Certificate())
 
 
 def sockets() -> tuple[socket.socket, socket.socket]:
@@ -33,11 +33,23 @@ def sockets() -> tuple[socket.socket, socket.socket]:
     return accepted, dialled
 
 
+def accept(sock: socket.socket, timeout: float) -> tls.Secure:
+    """Agree on TLS with whoever dialled, waiting for it."""
+    secure = tls.begin(sock)
+    secure.settimeout(timeout)
+    try:
+        secure.shake()
+    except OSError:
+        secure.close()
+        raise
+    return secure
+
+
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     accepted, dialled = sockets()
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(tls.accept, accepted, TIMEOUT)
+        other = pool.submit(accept, accepted, TIMEOUT)
         near = tls.dial(dialled, TIMEOUT)
         far = other.result(TIMEOUT)
     yield near, far
@@ -59,7 +71,7 @@ def refused(stranger: Callable[[socket.socket], object]) -> OSError:
     """Let somebody dial; return with what error he was turned away."""
     accepted, dialled = sockets()
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(tls.accept, accepted, 2.0)
+        other = pool.submit(accept, accepted, 2.0)
         with dialled:
             try:
                 stranger(dialled)
@@ -279,3 +291,16 @@ def test_several_threads_send_while_one_receives(pair: Pair) -> None:
             stop.set()
         listener.result(TIMEOUT)
     assert heard == word * (each * senders)
+
+
+def test_a_forked_child_lets_go_without_a_word(pair: Pair) -> None:
+    near, far = pair
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            os.close(near.detach())  # as a child of a process with links does
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    near.sendall(b"still here")
+    assert receive(far, 10) == b"still here"

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from hpcdist._runtime.turns import MAIN, Call, Turns
+from hpcdist._runtime.lines import Line
+from hpcdist._runtime.turns import Call, Turns
+from hpcdist._transport.contracts import Slot
+from hpcdist._transport.machine import MAIN
 from hpcdist._transport.progress import Progress
 from tests.helpers import eventually
 
@@ -16,8 +17,9 @@ from tests.helpers import eventually
 def turns() -> Iterator[Turns]:
     progress = Progress()
     progress.start()
-    node: Any = SimpleNamespace(progress=progress, serving=True)
-    yield Turns(node)
+    made = Turns(progress)
+    made.serving = True
+    yield made
     progress.stop()
 
 
@@ -48,6 +50,26 @@ def serve(turns: Turns, outside: Callable[[], None]) -> None:
         thread.join()
         turns.restart()
     assert not failures, failures
+
+
+def test_an_interrupt_that_came_too_late_does_not_hit_what_runs_next(turns: Turns) -> None:
+    """A spare thread is interrupted after its call, and then does something in the background."""
+    threads: list[int] = []
+    ended: list[bool] = []
+
+    def wait(number: int) -> None:
+        threads.append(threading.get_ident())
+        slot = Slot()
+        turns._progress.call_later(0.01, lambda: turns._progress.complete(slot))
+        turns._progress.wait(slot)
+        ended.append(number == len(ended))
+
+    turns.background(lambda: wait(0))
+    eventually(lambda: ended == [True] and len(turns._spares) == 1)
+    turns.interrupts.interrupt(threads[0])
+    turns.background(lambda: wait(1))
+    eventually(lambda: ended == [True, True])
+    assert threads[0] == threads[1]
 
 
 def test_a_call_that_comes_before_the_main_thread_serves_waits_for_it(turns: Turns) -> None:
@@ -103,3 +125,79 @@ def test_a_turn_is_given_back_when_an_answer_cannot_be_sent(turns: Turns) -> Non
 
     serve(turns, outside)
     assert ran == [MAIN]
+
+
+def method(line: Line, work: Callable[[Call], None]) -> Call:
+    made = call(work)
+    made.line = line
+    return made
+
+
+def test_methods_of_one_object_run_one_at_a_time_and_hold_up_nothing_else(turns: Turns) -> None:
+    turns.set_limit(3)
+    line, ran, go_on = Line(), [], threading.Event()
+
+    def first(_: Call) -> None:
+        assert go_on.wait(5)
+        ran.append("first")
+
+    def outside() -> None:
+        turns.submit(method(line, first))
+        turns.submit(method(line, lambda _: ran.append("second")))
+        turns.submit(call(lambda _: ran.append("other")))
+        eventually(lambda: ran == ["other"])
+        go_on.set()
+        eventually(lambda: len(ran) == 3)
+
+    serve(turns, outside)
+    assert ran == ["other", "first", "second"]
+    eventually(lambda: turns._running == 0)
+    assert line.is_free
+
+
+def test_a_method_goes_on_only_when_its_object_is_free(turns: Turns) -> None:
+    turns.set_limit(3)
+    line, ran, go_on = Line(), [], threading.Event()
+
+    def waits(c: Call) -> None:
+        turns.suspend(c, None)
+        ran.append("waits")
+        eventually(lambda: "runs" in ran)
+        turns.resume(c)
+        ran.append("goes on")
+
+    def runs(_: Call) -> None:
+        ran.append("runs")
+        assert go_on.wait(5)
+        ran.append("ends")
+
+    def outside() -> None:
+        turns.submit(method(line, waits))
+        eventually(lambda: ran == ["waits"])
+        turns.submit(method(line, runs))
+        eventually(lambda: turns._waiting_to_resume)
+        turns.submit(call(lambda _: ran.append("other")))  # nobody who waits keeps it
+        eventually(lambda: ran == ["waits", "runs", "other"])
+        go_on.set()
+        eventually(lambda: len(ran) == 5)
+
+    serve(turns, outside)
+    assert ran == ["waits", "runs", "other", "ends", "goes on"]
+    eventually(lambda: turns._running == 0)
+    assert line.is_free
+
+
+def test_methods_wait_for_the_first_step_of_a_coroutine(turns: Turns) -> None:
+    line, ran = Line(), []
+
+    def outside() -> None:
+        assert turns.begin(line)
+        turns.submit(method(line, lambda _: ran.append("method")))
+        turns.submit(call(lambda _: ran.append("other")))
+        eventually(lambda: ran == ["other"])
+        assert not turns.begin(line)  # behind the method
+        turns.has_begun(line)
+        eventually(lambda: len(ran) == 2)
+
+    serve(turns, outside)
+    assert ran == ["other", "method"]

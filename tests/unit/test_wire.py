@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 import socket
 import threading
+from collections.abc import Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdist._wire import codec, frames, functions, greeting
+from hpcdist import _errors
+from hpcdist._wire import codec, frames, greeting
+from hpcdist._wire.functions import Functions
 
 buffers = st.lists(st.binary(max_size=200), max_size=5)
 
@@ -65,7 +70,7 @@ def test_large_buffers_stand_apart_and_small_ones_do_not() -> None:
 def test_what_cannot_be_pickled_raises_and_leaves_nothing() -> None:
     with pytest.raises(TypeError):
         codec.dumps(threading.Lock())
-    assert codec.met == []
+    assert codec.met.refs == []
 
 
 def test_owned_buffers_do_not_follow_their_source() -> None:
@@ -78,15 +83,124 @@ def test_owned_buffers_do_not_follow_their_source() -> None:
 
 
 def test_a_named_function_is_looked_up_at_each_call() -> None:
-    described = functions.describe(secrets.token_hex)
+    sender, receiver = Functions(), Functions()
+    described = sender.describe(secrets.token_hex)
     assert described is not None
-    functions.define(described.ident, described.definition)
-    assert functions.function(described.ident) is secrets.token_hex
+    receiver.define(described.ident, described.definition)
+    assert receiver.function(described.ident) is secrets.token_hex
+
+
+def test_what_one_process_was_sent_another_does_not_know() -> None:
+    one, other = Functions(), Functions()
+    described = one.describe(secrets.token_hex)
+    assert described is not None
+    one.define(described.ident, described.definition)
+    with pytest.raises(KeyError):
+        other.function(described.ident)
+
+
+def test_a_process_notices_once_that_a_module_was_reloaded() -> None:
+    reloaded: list[str] = []
+    one, other = Functions(), Functions()
+    one.on_reload.append(reloaded.append)
+    for process in (one, other):
+        process.describe(secrets.token_hex)
+    spec = secrets.__spec__
+    secrets.__spec__ = copy.copy(spec)
+    try:
+        for process in (one, other, one, other):
+            process.describe(secrets.token_hex)
+    finally:
+        secrets.__spec__ = spec
+    assert reloaded == ["secrets"]
 
 
 def test_a_function_of_the_same_code_keeps_its_own_captures() -> None:
     adders = [lambda x, k=k: x + k for k in range(3)]
-    assert [functions.describe(f) for f in adders] == [None, None, None]  # travel whole
+    assert [Functions().describe(f) for f in adders] == [
+        None,
+        None,
+        None,
+    ]  # travel whole
+
+
+# All code of it travels by value, as it lies in no module.
+BY_VALUE = """
+def plain(x):
+    def inner(y):
+        return (lambda z: 1 / z)(y)
+    return inner(x)
+
+def closed(k):
+    def over(x):
+        return [1 / (x * k) for _ in range(1)]
+    return over
+
+class Thing:
+    def method(self):
+        return 1 / 0
+
+    @classmethod
+    def of_class(cls):
+        return 1 / 0
+
+    @staticmethod
+    def of_none():
+        return 1 / 0
+
+    class Nested:
+        @property
+        def value(self):
+            return 1 / 0
+"""
+
+
+def nested_code(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from nested_code(constant)
+
+
+def codes(value: Any) -> Iterator[CodeType]:
+    """All code of a function or a class, nested classes included."""
+    if isinstance(value, type):
+        for inner in vars(value).values():
+            yield from codes(inner)
+    inner = getattr(value, "fget", getattr(value, "__func__", value))
+    if isinstance(inner, FunctionType):
+        yield from nested_code(inner.__code__)
+
+
+def by_value_space(file: str) -> dict[str, Any]:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(BY_VALUE, file, "exec"), space)
+    return space
+
+
+@pytest.mark.parametrize("name", ["plain", "closed", "Thing"])
+def test_code_keeps_its_file(name: str) -> None:
+    space = by_value_space("/somewhere/experiment.py")
+    value = space["closed"](3) if name == "closed" else space[name]
+    again = codec.loads(codec.dumps(value).body)
+    found = [code.co_filename for code in codes(again)]
+    assert found == ["/somewhere/experiment.py"] * len(list(codes(value)))
+    assert found
+
+
+def test_the_same_code_gives_the_same_bytes() -> None:
+    # A function's id is the hash of its definition: defined again, it does not travel again.
+    first, second = (codec.dumps(by_value_space("a.py")["plain"].__code__) for _ in range(2))
+    assert first.body == second.body
+
+
+def test_an_exception_class_sent_by_value_keeps_its_file() -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    text = "class Odd(Exception):\n    def why(self):\n        return 1 / 0\n"
+    exec(compile(text, "/somewhere/odd.py", "exec"), space)
+    sent = _errors.encode_error(space["Odd"]("x"), 2)
+    cause = _errors.decode_error(sent).cause
+    assert type(cause).why.__code__.co_filename == "/somewhere/odd.py"  # type: ignore[attr-defined]
 
 
 def greet(cookie: bytes, other: bytes) -> tuple[Any, Any]:

@@ -5,15 +5,17 @@ from typing import Any
 
 import pytest
 
-from hpcdist._managers.world import World
+from hpcdist._cluster.launch_errors import wrong_world
 from hpcdist._wire import greeting
 
 
 def complaint(*, is_job: bool = True, mpi: bool = True, **changes: Any) -> str | None:
     """Return what a world of two ranks says to the greeting of one of them."""
-    world: Any = SimpleNamespace(is_job=is_job, mpi=mpi, expected=2)
+    world: Any = SimpleNamespace(
+        launch=SimpleNamespace(jobs_of=is_job or None), mpi=mpi, expected=2
+    )
     fitting = {**greeting.about(), "host": "n1", "size": 2, "multiple": True, "library": "MPICH 4"}
-    return World._wrong_world(world, {**fitting, **changes})
+    return wrong_world(world, {**fitting, **changes})
 
 
 def test_a_worker_that_fits_is_welcome() -> None:

@@ -1,0 +1,1 @@
+"""Process 1: who its workers are, and how launches and worlds come and go."""

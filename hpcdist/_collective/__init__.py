@@ -1,0 +1,1 @@
+"""What many processes do together: trees, loops, values that all have, spmd."""

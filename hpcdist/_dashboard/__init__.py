@@ -1,0 +1,1 @@
+"""The page that shows what the cluster is doing, and the server it comes from."""

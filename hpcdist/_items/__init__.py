@@ -1,0 +1,1 @@
+"""What maps and loops share: an item's name, random numbers, duration and bar."""

@@ -1,0 +1,1 @@
+"""Functions as jobs of a batch scheduler, with no driver that has to stay."""

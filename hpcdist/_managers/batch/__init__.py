@@ -1,1 +1,0 @@
-"""Batch schedulers: job scripts, submission, and what became of the jobs."""

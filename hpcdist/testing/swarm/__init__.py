@@ -1,0 +1,1 @@
+"""Random programs on simulated clusters, and what must be true of each."""

@@ -1,0 +1,95 @@
+"""What the pages say of the code, where a test can tell whether it is so."""
+
+import re
+from pathlib import Path
+
+import hpcdist
+from hpcdist import _config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_what_a_star_import_leaves_out() -> None:
+    text = (DOCS / "coming-from-julia.md").read_text()
+    (said,) = re.findall(
+        r"leaves out names that would hide everyday ones: (.*?)\. Write", text, re.S
+    )
+    assert set(re.findall(r"`(\w+)`", said)) == hpcdist._SHADOWING
+    assert not hpcdist._SHADOWING & set(hpcdist.__all__)
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    """Each page is in the navigation, and in the table of the first page."""
+    pages = {page.name for page in DOCS.glob("*.md")}
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    listed = set(re.findall(r": ([\w-]+\.md)$", navigation, re.MULTILINE))
+    assert listed == pages
+    index = (DOCS / "index.md").read_text()
+    table = set(re.findall(r"^\| \[[^\]]+\]\(([\w-]+\.md)\)", index, re.MULTILINE))
+    assert table | {"index.md"} == pages
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith(("http://", "https://", "mailto:")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_all_rooms_of_design_are_there() -> None:
+    """Rooms that the design names exist, and the other way round."""
+    text = (DOCS / "design.md").read_text()
+    table = text[text.index("| | room |") : text.index("## The words")]
+    named = set(re.findall(r"^\| \d+ \| (.+?) \|", table, re.MULTILINE))
+    named = {room for cell in named for room in re.findall(r"`(\w+)`", cell)} - {"__init__"}
+    package = ROOT / "hpcdist"
+    rooms = {path.relative_to(package).parts[0] for path in package.rglob("*.py")}
+    rooms = {room.removesuffix(".py") for room in rooms}
+    assert named == rooms - {"__init__", "__main__"}
+
+
+def source() -> str:
+    """All our modules, texts that stand on several lines put together."""
+    text = "\n".join(path.read_text() for path in (ROOT / "hpcdist").rglob("*.py"))
+    return re.sub(r'"\s*\n\s*f?"', "", text)
+
+
+def test_every_setting_is_on_the_page_with_its_default() -> None:
+    page = (DOCS / "settings.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([^`]+)` \|", page, re.MULTILINE)
+    keys = {name: str(default) for name, (_, default) in _config._KEYS.items()}
+    assert {name: default for name, _, default in rows} == keys
+    assert all(variable == f"HPCDIST_{name.upper()}" for name, variable, _ in rows)
+    tables = set(re.findall(r"^\| `\[(\w+)[\].]", page, re.MULTILINE))
+    assert tables == set(_config._TABLES)
+
+
+def test_every_variable_of_ours_is_a_setting_or_internal() -> None:
+    known = {f"HPCDIST_{name.upper()}" for name in _config._KEYS}
+    internal = {f"HPCDIST_{name}" for name in _config._INTERNAL}
+    named = set(re.findall(r"HPCDIST_[A-Z_]+[A-Z]", source()))
+    gone = {f"HPCDIST_{name}" for name in _config._GONE} | {"HPCDIST_TEST"}
+    assert named <= known | internal | gone
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
+        assert set(re.findall(r"HPCDIST_[A-Z_]+[A-Z]", page.read_text())) <= known, page.name
+
+
+# What programs of others say.
+OTHERS = (
+    *("mpiexec has detected an attempt to run as root", "There are not enough slots available"),
+    *("cannot pickle '_thread.lock' object", "SIGBUS", "SIGSEGV", "NameError", "No module named"),
+    "killed by SIGKILL",
+)
+
+
+def test_messages_in_troubleshooting_are_ours_to_the_letter() -> None:
+    page = (DOCS / "troubleshooting.md").read_text()
+    text = source()
+    seen = 0
+    for first in re.findall(r"^\| (.*?) \|", page, re.MULTILINE):
+        for message in re.findall(r"`([^`]+)`", first):
+            for part in filter(None, map(str.strip, message.split("…"))):
+                seen += 1
+                assert part in text or part.startswith(OTHERS), part
+    assert seen > 20
