@@ -65,11 +65,7 @@ endef
 	@touch $@
 
 .venv-lint/.installed: pyproject.toml
-	$(call make-venv,.venv-lint,lint)
-	@touch $@
-
-.venv-docs/.installed: pyproject.toml
-	$(call make-venv,.venv-docs,docs)
+	$(call make-venv,.venv-lint,lint$(comma)docs)
 	@touch $@
 
 # mpi4py has wheels from 4.1 on. An older one is built with the MPI of the environment: without
@@ -98,6 +94,8 @@ lint: .venv-lint/.installed
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	.venv-lint/bin/mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv-lint/bin/pyright --pythonpath .venv-lint/bin/python
+	.venv-lint/bin/mkdocs build --strict --quiet
 
 format: .venv-lint/.installed
 	.venv-lint/bin/ruff check --fix .
@@ -161,8 +159,8 @@ bench: .venv-$(MPI)/.installed
 judges: .venv-$(MPI)/.installed
 	.venv-$(MPI)/bin/python -m pytest tests/judges -rs $(PYTEST_ARGS)
 
-docs: .venv-docs/.installed
-	.venv-docs/bin/mkdocs build --strict
+docs: .venv-lint/.installed
+	.venv-lint/bin/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-* build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

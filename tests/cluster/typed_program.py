@@ -1,6 +1,7 @@
 """A user's program, as type checkers see it: strict, without casts and without annotations to help.
 
-`make lint` checks it with mypy, `test_types.py` runs it; pyright accepts it, too.
+`make lint` checks it with mypy and pyright, `test_types.py` runs it. What both refuse is in
+`typed_mistakes.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from hpcdist import (
     ANY,
     Executor,
     Future,
+    JobExecutor,
+    JobFuture,
     Pool,
     RemoteChannel,
     RemoteObject,
@@ -187,6 +190,12 @@ def objects() -> None:
     later: Future[int] = counter.up.remotecall()
     print(value, later.fetch(), counter.get("value"))
     counter.free()
+
+
+def jobs(executor: JobExecutor) -> None:  # without a scheduler there are none to run
+    assert_type(executor.submit(length, "four"), JobFuture[float])
+    assert_type(executor.submit(length, "four").result(), float)
+    assert_type(executor.map(length, ["one", "two"]), list[JobFuture[float]])
 
 
 if __name__ == "__main__":
