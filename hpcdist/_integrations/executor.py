@@ -187,7 +187,7 @@ class Executor(Hinting, _StandardExecutor):
         total = mapping.count_of(iterables) if progress else None
         bar = None
         if progress:
-            bar = mapping.MapBar(self._node.machine, total, weakref.ref(self))
+            bar = mapping.MapBar(self._node.machine, total, self)
             tasks = bar.counted(tasks)
         first = tasks if buffersize is None else itertools.islice(tasks, buffersize)
         futures = deque(map(self._submit, first))

@@ -7,7 +7,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -173,27 +172,36 @@ def count_of(iterables: Sequence[Any]) -> int | None:
 class MapBar:
     """The bar of a map."""
 
-    def __init__(self, machine: Machine, total: int | None, executor: weakref.ref[Submits]) -> None:
+    def __init__(self, machine: Machine, total: int | None, executor: Submits) -> None:
         self.failures = 0
-        self._executor = executor
+        self._executor = weakref.ref(executor)
+        self._workers = 0
+        self._open: dict[Future[Any], int] = {}  # what is not counted yet, and how many items
         self._bar = progress_bars.bar(machine, total)
         self._bar.watch(self)
 
     @property
     def workers(self) -> int:
-        """How many workers the executor uses."""
+        """How many workers the executor uses; once it is gone, how many it used."""
+        self._look()
+        return self._workers
+
+    def _look(self) -> None:
         executor = self._executor()
-        return 0 if executor is None else executor._workers_now
+        if executor is not None:
+            self._workers = executor._workers_now
 
     def counted(self, tasks: Iterator[Task]) -> Iterator[Task]:
         """Count the items of each task when it ends."""
         for task in tasks:
-            items = len(task.args[1]) if task.fn is run_chunk else 1
-            task.future.add_done_callback(partial(self._done, items))
+            self._open[task.future] = len(task.args[1]) if task.fn is run_chunk else 1
+            task.future.add_done_callback(self._count)
             yield task
+            self._look()  # it goes to somebody now
 
-    def _done(self, items: int, future: Future[Any]) -> None:
-        if future.cancelled():
+    def _count(self, future: Future[Any]) -> None:
+        items = self._open.pop(future, 0)
+        if not items or future.cancelled():
             return
         if future.exception() is not None:
             self.failures += 1
@@ -201,8 +209,15 @@ class MapBar:
             self._bar.add(items)
 
     def closing(self, results: Iterator[object]) -> Iterator[Any]:
-        """Leave the bar as it is when the last result has been taken."""
+        """Leave the bar as it is when the last result has been taken.
+
+        A result can be taken in the instant before another thread calls its future's callbacks.
+        """
         try:
             yield from results
         finally:
+            for future in list(self._open):
+                if future.done():
+                    self._count(future)
+            self._open.clear()
             self._bar.close()

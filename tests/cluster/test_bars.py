@@ -1,5 +1,6 @@
 """The bar of `progress=True`: on a terminal, beside what workers print; in notebooks; in a log."""
 
+import gc
 import io
 import os
 import pty
@@ -7,14 +8,17 @@ import re
 import subprocess
 import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hpcdist
+from hpcdist._integrations import mapping
 from hpcdist._items import progress_bars
 from hpcdist._transport.machine import Machine
+from tests.helpers import eventually
 
 pytestmark = pytest.mark.any_mpi
 
@@ -125,6 +129,23 @@ def test_a_log_gets_nothing_of_what_is_over_soon(
 ) -> None:
     assert hpcdist.pmap(abs, range(10), progress=True) == list(range(10))
     assert capfd.readouterr().err == ""
+
+
+def test_the_bar_of_an_executor_that_is_gone_knows_its_workers(
+    monkeypatch: pytest.MonkeyPatch, pids: list[int]
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(
+        progress_bars, "bar", lambda *_: types.SimpleNamespace(watch=shown.append, add=abs)
+    )
+    monkeypatch.setattr(mapping, "results", lambda *_: iter(()))  # nobody takes one
+    executor = hpcdist.Executor()
+    executor.map(abs, [1], progress=True)
+    executor.shutdown()
+    gone = weakref.ref(executor)
+    del executor
+    eventually(lambda: gc.collect() is not None and gone() is None)
+    assert shown[0].workers == len(pids)
 
 
 def in_notebook(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
