@@ -188,7 +188,7 @@ class LSFManager(LSF, BatchManager):
     Example:
         >>> import hpcdist
         >>> script = hpcdist.LSFManager(16).job_script(q="normal", W="1:00", R="span[ptile=8]")
-        >>> [line for line in script.splitlines() if "-q" in line or "-R" in line]
+        >>> [line for line in script.splitlines() if line.startswith(("#BSUB -q", "#BSUB -R"))]
         ['#BSUB -q normal', '#BSUB -R "span[ptile=8]"']
     """
 

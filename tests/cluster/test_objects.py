@@ -162,8 +162,8 @@ def test_without_a_pid_the_next_worker_has_it(pids: list[int]) -> None:
 def test_what_is_no_class_or_no_process(pids: list[int]) -> None:
     with pytest.raises(TypeError, match="a class is needed to make a remote object, not 3"):
         RemoteObject(3, pids[0])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no process with id 99 exists"):
-        RemoteObject(Log, 99)
+    with pytest.raises(ValueError, match="no process with id 999999 exists"):
+        RemoteObject(Log, 999_999)  # which no worker has had
 
 
 def test_an_error_of_the_constructor_is_raised_at_construction(where: int) -> None:

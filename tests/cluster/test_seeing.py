@@ -88,8 +88,8 @@ def test_stacks_of_one_that_is_in_c(
 def test_stacks_of_workers_seen_from_a_worker(pair: list[int]) -> None:
     assert "stacks" in remotecall_fetch(stacks, pair[0], pair[0])[pair[0]]
     assert list(remotecall_fetch(stacks, pair[0], 1, pair[1])) == [1, pair[1]]
-    with pytest.raises(ValueError, match="no process with id 99"):
-        stacks(99)
+    with pytest.raises(ValueError, match="no process with id 999999"):
+        stacks(999_999)  # which no worker has had
 
 
 def test_who_comes_and_goes_is_told() -> None:
