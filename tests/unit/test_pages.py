@@ -1,9 +1,12 @@
 """What the pages say of the code, where a test can tell whether it is so."""
 
 import re
+import runpy
 from pathlib import Path
 
 import hpcdist
+import hpcdist.managers
+import hpcdist.testing
 from hpcdist import _config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,11 +33,49 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert table | {"index.md"} == pages
 
 
+REFERENCE = runpy.run_path(str(DOCS / "reference.py"))  # the hook of mkdocs: see `make lint`
+
+
+def test_every_public_name_is_in_the_reference_once() -> None:
+    names = REFERENCE["names_in"]((DOCS / "reference.md").read_text())
+    assert len(names) == len(set(names))
+    theirs = {f"managers.{name}" for name in hpcdist.managers.__all__}
+    theirs |= {f"testing.{name}" for name in hpcdist.testing.__all__}
+    assert set(names) == set(hpcdist._HOME) | theirs
+
+
+def test_the_reference_shows_docstrings_with_their_members() -> None:
+    page = REFERENCE["on_page_markdown"]((DOCS / "reference.md").read_text())
+    for name in (*hpcdist._HOME, "managers.Scheduler", "testing.Simulation"):
+        begins = REFERENCE["doc_of"](REFERENCE["find"](name)).partition("\n")[0]
+        assert f"### {name} {{#{name}}}\n" in page
+        assert begins in page, name
+    for member in ("Future.add_done_callback", "Launch.wait", "RemoteChannel.take", "Pool.starmap"):
+        assert f"#### {member} {{#{member}}}\n" in page
+    assert ":::" not in page
+    assert page.count("```") % 2 == 0
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if not target.startswith(("http://", "https://", "mailto:")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def anchor(heading: str) -> str:
+    """The anchor of a heading, as GitHub and mkdocs make it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def test_anchors_that_mkdocs_does_not_see_are_there() -> None:
+    seen = 0
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for target, part in re.findall(r"\]\(([^)#:]+)#([^)]+)\)", (ROOT / name).read_text()):
+            seen += 1
+            headings = re.findall(r"^#+ (.+)$", (ROOT / target).read_text(), re.MULTILINE)
+            assert part in map(anchor, headings), f"{name}: {target}#{part}"
+    assert seen > 3
 
 
 def test_all_rooms_of_design_are_there() -> None:
