@@ -13,6 +13,8 @@ pytestmark = pytest.mark.any_mpi
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Pages of many programs are run by test_coming_from.py.
+ONE_PROGRAM = [page for page in PAGES if not page.name.startswith("from-")]
 
 # Runs the blocks of a page, one after the other, in one process: those with prompts as doctests,
 # the others as they are. Takes the page's path.
@@ -73,7 +75,7 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", ONE_PROGRAM, ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, script: Callable[..., Any]) -> None:
     if "```python" not in page.read_text():
         pytest.skip("no code in it")

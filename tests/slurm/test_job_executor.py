@@ -281,6 +281,14 @@ def test_the_examples_of_the_page_run(slurm: Slurm) -> None:
     slurm.driver(PRELUDE + "[h.job(f'sweep.{k}').forget() for k in range(3)]")
 
 
+def test_the_program_beside_that_of_submitit_runs(slurm: Slurm) -> None:
+    slurm.expected += [".hpcdist/jobs/*/*"]
+    page = PAGE.with_name("from-submitit.md").read_text()
+    (_, ours) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    done = slurm.driver(ours + "for one in [job, *jobs]:\n    one.forget()\n", timeout=100)
+    assert (done.rc, done.out) == (0, "12\n[11, 22]\n"), done.err
+
+
 def test_what_is_wrong_is_told_before_anything_is_submitted(slurm: Slurm) -> None:
     run(
         slurm,
