@@ -17,7 +17,7 @@ import tempfile
 from typing import NoReturn
 
 from hpcdist import _config
-from hpcdist._keeper import launcher_output, lingering
+from hpcdist._keeper import lasting_srun, launcher_output, lingering
 from hpcdist._keeper.aborts import blamed, names_abort
 from hpcdist._keeper.escaped_processes import MARK, sweep
 from hpcdist._keeper.job_end import job_end
@@ -117,7 +117,11 @@ class JobKeeper(Keeper):
         self._start_launcher()
 
     def _start_launcher(self) -> None:
-        self.launcher = self._fork(None, {}, -1, signal.SIGTERM, None)
+        env = {}
+        srun = shutil.which("srun")
+        if self.launch["how"] == "mpirun" and srun and "SLURM_JOB_ID" in os.environ:
+            env["PATH"] = lasting_srun.put_first(f"{os.path.dirname(self._join)}/bin", srun)
+        self.launcher = self._fork(None, env, -1, signal.SIGTERM, None)
 
     def _note(self, op: Op) -> None:
         rank, pid = op["rank"], op["os_pid"]

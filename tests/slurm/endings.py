@@ -10,7 +10,7 @@ from tests.slurm.cluster import Running, Slurm
 
 # What their drivers begin with.
 HEAD = """
-import ctypes, json, os, signal, sys, time
+import ctypes, json, os, signal, subprocess, sys, time
 import hpcdist
 from hpcdist import (
     ProcessExitedException, SlurmManager, addprocs, pmap, remote_do, remotecall, remotecall_fetch,

@@ -21,6 +21,9 @@ waiting = [remotecall(time.sleep, pid, 600) for pid in lost]
 say(ready=True)
 losses = [loss_of(future, 40) for future in waiting]
 say(when=time.time(), lost=losses, pids=lost)
+# Slurm knows by now, or comes to know: srun ends where it started nothing but on that node.
+sinfo = ["sinfo", "--noheader", "--nodes=n2", "--format=%t"]
+until(lambda: "down" in subprocess.check_output(sinfo, text=True), 60)
 assert workers() == left, (workers(), left)
 assert spmd(total, pids=left) == [sum(left)] * 2
 begin = time.monotonic()
