@@ -149,13 +149,22 @@ def refuse_foreign(fd: int, path: str) -> None:
 
 
 def read_owner(fd: int) -> Owner | None:
-    """Read who owns a file; None if nobody does, or it is just being written."""
+    """Read who owns a file; None if nobody does, or it is just being written.
+
+    Raises:
+        CheckpointMismatch: It says so in the words of another version.
+    """
     line = os.pread(fd, HEAD, 0)[len(MAGIC) :].rstrip(b" \n")
     text, _, checksum = line.rpartition(b" ")
     if not text or f"{crc32(text):08x}".encode() != checksum:
         return None
-    facts = json.loads(text)
-    return Owner(**facts) if facts else None
+    try:
+        facts = json.loads(text)
+        return Owner(**facts) if facts else None
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise CheckpointMismatch(
+            f"the checkpoint is of another version of hpcdist: it belongs to {text[:80]!r}"
+        ) from exc
 
 
 def write_owner(fd: int, owner: Owner | None) -> None:

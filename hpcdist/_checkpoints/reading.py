@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from hpcdist._checkpoints import records
 from hpcdist._checkpoints.belonging import Belonging, CheckpointMismatch
 from hpcdist._checkpoints.owner import Owner, read_owner, refuse_foreign
-from hpcdist._checkpoints.records import BY_INDEX, BY_KEY, HEAD, MAP, Record, Run
+from hpcdist._checkpoints.records import BY_INDEX, BY_KEY, HEAD, MAP, Damaged, Record, Run
 from hpcdist._public import public
 
 _KEPT_BYTES = 64 << 20  # of records whose results may be asked for again
@@ -48,17 +48,22 @@ def read_checkpoint(file: str | PathLike[str]) -> Iterator[tuple[Any, Any]]:
 def _items(fd: int, path: str) -> Iterator[tuple[Any, Any]]:
     try:
         for record in records.records(fd):
-            yield from zip(_names(record), _values(record, path), strict=True)
+            if record.kind in (BY_INDEX, BY_KEY):
+                names, values = _names(record, path), _values(record, path)
+                if len(names) != len(values):
+                    raise Damaged(f"{path}: {len(values)} results of {len(names)} items")
+                yield from zip(names, values, strict=True)
     finally:
         os.close(fd)
 
 
-def _names(record: Record) -> Iterator[Any]:
+def _names(record: Record, path: str) -> Sequence[Any]:
     if record.kind == BY_KEY:
-        yield from records.unpack_keys(record)
-    elif record.kind == BY_INDEX:
-        for start, count in records.unpack_runs(record.names):
-            yield from range(start, start + count)
+        return records.unpack_keys(record)
+    runs = list(records.unpack_runs(record.names))
+    if sum(count for _, count in runs) != record.count:  # before so many are made
+        raise Damaged(f"{path}: a record of {record.count} items names others")
+    return [index for start, count in runs for index in range(start, start + count)]
 
 
 def _values(record: Record, path: str) -> list[Any]:

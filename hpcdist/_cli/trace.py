@@ -21,7 +21,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         if os.path.exists(out) and os.path.samefile(options.file, out):
             leave(options, 2, f"{out} is the trace itself: say -o PAGE.html")
-        events = _events(options)
+        events = read_trace(options.file)
         text = page(summarize(events), os.path.basename(options.file))
         with open(out, "w", encoding="utf-8") as file:
             file.write(text)
@@ -31,20 +31,26 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _events(options: argparse.Namespace) -> list[dict[str, Any]]:
-    with open(options.file, "rb") as raw:
+def read_trace(path: str) -> list[dict[str, Any]]:
+    """Read the events of a trace, also of one that was broken off.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is something else.
+    """
+    with open(path, "rb") as raw:
         if raw.peek(1)[:1] == _PICKLED:  # it grew while the program ran, which was then killed
             text = "".join(convert(raw))
         else:
             text = raw.read().decode(errors="replace")
     try:
-        found = json.loads(text)
+        found = _parsed(text)
     except ValueError:
         found = _up_to_the_break(text)
     if isinstance(found, dict):  # the format's other form
         found = found.get("traceEvents")
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        leave(options, 1, f"{options.file} is no trace; `with hpcdist.trace(FILE):` makes one")
+        raise ValueError(f"{path} is no trace; `with hpcdist.trace(FILE):` makes one")
     return found
 
 
@@ -52,6 +58,13 @@ def _up_to_the_break(text: str) -> Any:
     """Read a file that was broken off: the format allows that. Each line has an event."""
     last = text.rfind("},\n")
     try:
-        return json.loads(text[: last + 1] + "]") if last >= 0 else None
+        return _parsed(text[: last + 1] + "]") if last >= 0 else None
     except ValueError:
         return None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc

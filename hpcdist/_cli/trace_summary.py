@@ -11,6 +11,15 @@ Event = Mapping[str, Any]
 
 _OURS = "(hpcdist) "
 _SLICES_MOST = 40_000  # on the timeline: the longest
+_SHOWN = 80  # characters of an event that is none
+_MOST = 1e18  # microseconds, or anything else
+_NUMBERS = {"pid", "tid", "ts", "dur", "to", "bytes", "records", "queued_us"}
+_NEEDED = {  # by phase
+    "X": ("pid", "tid", "ts", "dur", "name"),
+    "i": ("pid", "ts", "name"),
+    "M": ("pid", "name"),
+}
+_NEEDED_ARGS = ("to", "bytes")  # of messages
 
 
 class Slice(NamedTuple):
@@ -78,6 +87,9 @@ def summarize(events: Iterable[Event], *, most: int = 25) -> Summary:
     Args:
         events: Those of the file.
         most: How many lines of each kind.
+
+    Raises:
+        ValueError: They are no events of a trace.
     """
     made = Summary()
     slices: list[Slice] = []
@@ -85,14 +97,15 @@ def summarize(events: Iterable[Event], *, most: int = 25) -> Summary:
     sent: dict[tuple[int, int], list[int]] = defaultdict(list)
     end = 0.0
     for event in events:
+        _check(event)
         phase, category, args = event.get("ph"), event.get("cat"), event.get("args") or {}
         end = max(end, event.get("ts", 0.0) + event.get("dur", 0.0))
         if phase == "M" and event["name"] == "process_name":
-            made.names[event["pid"]] = str(args["name"])
+            made.names[event["pid"]] = str(args.get("name"))
         elif phase == "X":
             slices.append(_slice(event))
             if category == "call" and not str(event["name"]).startswith(_OURS):
-                waits_of_queue[event["pid"], str(event["name"])].append(args["queued_us"])
+                waits_of_queue[event["pid"], str(event["name"])].append(args.get("queued_us", 0.0))
         elif phase == "i" and category == "message":
             sent[event["pid"], args["to"]].append(args["bytes"])
         elif phase == "i" and "records" in args:
@@ -112,6 +125,26 @@ def summarize(events: Iterable[Event], *, most: int = 25) -> Summary:
     kept = sorted(slices, key=lambda s: -s.dur)[:_SLICES_MOST]
     made.slices, made.hidden = sorted(kept, key=lambda s: s.ts), len(slices) - len(kept)
     return made
+
+
+def _check(event: Event) -> None:
+    """Refuse an event that lacks what its kind has, or has no number where one belongs."""
+    phase, category, args = event.get("ph"), event.get("cat", ""), event.get("args") or {}
+    if isinstance(phase, str) and isinstance(category, str) and isinstance(args, dict):
+        needed = _NEEDED.get(phase, ())
+        in_args = _NEEDED_ARGS if (phase, category) == ("i", "message") else ()
+        if (
+            all(name in event for name in needed)
+            and all(name in args for name in in_args)
+            and all(_is_number(event[name]) for name in _NUMBERS.intersection(event))
+            and all(_is_number(args[name]) for name in _NUMBERS.intersection(args))
+        ):
+            return
+    raise ValueError(f"it is no event of a trace: {str(event)[:_SHOWN]}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < _MOST
 
 
 def _slice(event: Event) -> Slice:

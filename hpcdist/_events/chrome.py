@@ -61,7 +61,7 @@ def read_spool(file: BinaryIO) -> Iterator[Any]:
     while True:
         try:
             yield _Plain(file).load()
-        except (EOFError, pickle.UnpicklingError):
+        except Exception:  # bytes that were never pickled may raise anything
             return
 
 
@@ -235,8 +235,12 @@ def convert(spool: BinaryIO) -> Iterator[str]:
     yield "[\n"
     comma = ""
     for frame in frames:
-        for event in converter.events(frame):
-            yield comma + json.dumps(event)
+        try:
+            lines = [json.dumps(event) for event in converter.events(frame)]
+        except Exception as exc:  # somebody else has pickled it: it may hold anything
+            raise ValueError("it is no trace of hpcdist's") from exc
+        for line in lines:
+            yield comma + line
             comma = ",\n"
     for event in converter.last():
         yield comma + json.dumps(event)

@@ -51,10 +51,14 @@ class RemoteKeeper:
         """Return every complete event that has arrived, without waiting.
 
         Raises:
-            EOFError: The keeper has ended and everything it said has been returned.
+            EOFError: The keeper has ended and everything it said has been returned; or what it
+                says makes no sense.
         """
         ended = self._fill()
-        events = unpack(self._incoming)
+        try:
+            events = unpack(self._incoming)
+        except ValueError as exc:
+            raise EOFError(f"the keeper says what makes no sense: {exc}") from exc
         if ended and not events:
             raise EOFError("the keeper has ended")
         return events

@@ -55,13 +55,22 @@ def unpack(buffer: bytearray) -> list[Op]:
 
     >>> unpack(bytearray(pack({"op": "end"}) + b"rest"))
     [{'op': 'end'}]
+
+    Raises:
+        ValueError: They are no messages.
     """
     messages: list[Op] = []
     while len(buffer) >= 4:
         (length,) = struct.unpack_from("<I", buffer)
         if len(buffer) < 4 + length:
             break
-        messages.append(json.loads(buffer[4 : 4 + length]))
+        try:
+            message = json.loads(buffer[4 : 4 + length])
+        except RecursionError as exc:
+            raise ValueError("a message is nested too deeply") from exc
+        if not isinstance(message, dict):
+            raise ValueError(f"no message but {type(message).__name__}")
+        messages.append(message)
         del buffer[: 4 + length]
     return messages
 

@@ -90,12 +90,12 @@ def parse_array_limit(text: str) -> int | None:
     >>> parse_array_limit("MaxArraySize = 0"), parse_array_limit("scontrol: error")
     (1, None)
     """
-    sizes = dict(re.findall(r"(\w+)\s*=\s*([0-9]{1,9})\s*$", text, re.MULTILINE))
+    size = re.search(r"\bMaxArraySize\s*=\s*([0-9]{1,9})\s*$", text, re.MULTILINE)
     # SchedulerParameters may say less: "max_array_tasks=500".
     fewer = re.search(r"\bmax_array_tasks=([0-9]{1,9})", text)
-    if "MaxArraySize" not in sizes:
+    if size is None:
         return None
-    allowed = int(sizes["MaxArraySize"])
+    allowed = int(size[1])
     return max(1, min(allowed, int(fewer[1])) if fewer else allowed)
 
 

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from hpcdist import _log
 from hpcdist._transport.contracts import Deliver, Item
 from hpcdist._transport.mpi import Message
 from hpcdist._transport.wait_loop import WaitLoop
 from hpcdist._wire.blocks import NoRoom, blank, scrap
-from hpcdist._wire.frames import BODY_APART, HEAD, HEAD_SIZE, Buffer, sizes
+from hpcdist._wire.frames import BODY_APART, HEAD, HEAD_SIZE, Buffer, Garbled, sizes
 from hpcdist._wire.greeting import Socket
 
 _READ = 256 * 1024
@@ -63,6 +64,7 @@ class Link:
         self._message: Message | None = None
         self._buffers: Sequence[Buffer] | NoRoom = []
         self._missing: deque[memoryview] = deque()
+        self._unwanted = 0  # bytes behind these that are to be read away
         self.last_sent = 0.0
 
     def begin(self) -> None:
@@ -175,6 +177,9 @@ class Link:
                     self._parse()
         except BlockingIOError:
             return
+        except Garbled as exc:  # there is no way to find the next message
+            _log.log("warning", f"the link to process {getattr(self.peer, 'pid', '?')} ends: {exc}")
+            size = 0
         except OSError:
             size = 0
         if not size and self.open:
@@ -186,6 +191,8 @@ class Link:
             kind, flags, count, length, ident, aux = _unpack(room, self._start)
             start = self._start + HEAD_SIZE
             if self._end - start < length:
+                if length > _READ - HEAD_SIZE:
+                    raise Garbled(f"a message of {length:,} bytes without buffers")
                 return
             body = bytes(room[start : start + length])
             self._start = start + length
@@ -206,10 +213,9 @@ class Link:
             self._missing = deque(memoryview(b) for b in self._buffers if len(b))
         except MemoryError:
             self._buffers = NoRoom(sum(announced))
-            whole, rest = divmod(self._buffers.nbytes, len(scrap))
-            self._missing = deque([memoryview(scrap)] * whole)
-            if rest:
-                self._missing.append(memoryview(scrap)[:rest])
+            self._missing = deque()
+            self._unwanted = self._buffers.nbytes
+            self._read_away()
         while self._missing and self._start < self._end:
             target = self._missing[0]
             size = min(target.nbytes, self._end - self._start)
@@ -228,8 +234,16 @@ class Link:
         target = self._missing[0]
         if size == target.nbytes:
             self._missing.popleft()
+            if self._unwanted:
+                self._read_away()
         else:
             self._missing[0] = target[size:]
+
+    def _read_away(self) -> None:
+        """Wait for a part of what there is no room for; any number may have been announced."""
+        size = min(self._unwanted, len(scrap))
+        self._unwanted -= size
+        self._missing.append(memoryview(scrap)[:size])
 
     def _complete(self) -> None:
         assert self._message is not None

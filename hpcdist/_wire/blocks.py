@@ -97,8 +97,8 @@ class _Pool:
 def _mapped(whole: int) -> mmap.mmap:
     try:
         made = mmap.mmap(-1, whole, flags=_FLAGS)
-    except OSError as exc:  # which a link would take for its own
-        raise MemoryError(f"{whole:,} bytes: {exc.strerror}") from None
+    except (OSError, OverflowError) as exc:  # which a link would take for its own
+        raise MemoryError(f"{whole:,} bytes: {exc}") from None
     made.madvise(mmap.MADV_HUGEPAGE)
     return made
 

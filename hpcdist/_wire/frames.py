@@ -58,6 +58,16 @@ def pack(
     return HEAD.pack(kind, flags, 0, len(body), ident, aux) + body, ()
 
 
+class Garbled(ConnectionError):
+    """What came on a connection are no messages."""
+
+
 def sizes(body: Buffer, count: int) -> list[int]:
-    """Read the sizes of the buffers announced at the front of a body."""
+    """Read the sizes of the buffers announced at the front of a body.
+
+    Raises:
+        Garbled: The body is shorter than that.
+    """
+    if 8 * count > len(body):
+        raise Garbled(f"{count} buffers are announced in {len(body)} bytes")
     return [_SIZE.unpack_from(body, 8 * k)[0] for k in range(count)]
