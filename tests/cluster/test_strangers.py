@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import resource
 import socket
 import threading
@@ -202,6 +203,62 @@ def test_a_stranger_is_hung_up_on(
         assert len(sock.recv(4096)) == 24  # a challenge
         eventually(lambda: hung_up(sock))
     assert not came
+
+
+class Marks:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_recorded_greeting_opens_nothing(opened: Callable[..., Greeted], tmp_path: Path) -> None:
+    path, folder = str(tmp_path / "sock"), tmp_path / "unpickled"
+    came = opened(dialling.listen(path), False)
+    said = b""
+
+    class Recorder(socket.socket):
+        def sendall(self, data: Any, *_: Any) -> None:
+            nonlocal said
+            said += bytes(data)
+            super().sendall(data)
+
+    with Recorder(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(path)
+        greeting.dial(sock, COOKIE, {"pid": 7}, TIMEOUT)
+        eventually(lambda: came, TIMEOUT)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(path)
+        sock.sendall(said + pickle.dumps(Marks(folder)))
+        assert len(sock.recv(4096)) == 24  # a challenge, and another one than that
+        eventually(lambda: hung_up(sock))
+    assert len(came) == 1
+    assert not folder.exists()
+
+
+def test_many_strangers_are_told_of_in_one_line(
+    few: Node,
+    opened: Callable[..., Greeted],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(strangers, "_QUIET", 1e6)
+    monkeypatch.setattr(strangers._log, "log", lambda level, text: lines.append(text))
+    path = str(tmp_path / "sock")
+    opened(dialling.listen(path), False)
+    few.service(strangers.Strangers)._last_word = -1e9  # the process may have just begun
+    for _ in range(8):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(path)
+            sock.sendall(bytes(56))
+            eventually(lambda sock=sock: hung_up(sock))
+    eventually(lambda: few.service(strangers.Strangers)._unsaid == 7, TIMEOUT)
+    assert len(lines) == 1
+    assert "refused 1 connections of strangers" in lines[0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
