@@ -2,9 +2,11 @@
 
 All of them are looked after by one thread, which there is only while there are any: a stranger that
 says half a greeting and no more costs a descriptor, and no more than `_PATIENCE` seconds of it.
-There are only so many at a time. When there are too many, one that is silent has to go: of the
-address from which most have come, the one that came first, unless it has shown the cluster's
-certificate. Ours are not silent, and one that was too slow tries again (see `network.dial`).
+There are only so many at a time. When there are too many, some that are silent have to go: of the
+address from which most have come, those that came first, unless they have shown the cluster's
+certificate. Ours are not silent, and one that was too slow tries again (see `network.dial`). They
+go by the dozen: with 10,000 at the door, looking through all of them for each one would keep
+ours waiting behind them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from hpcdist._wire.greeting import Hello
 _PATIENCE = 30.0  # 64 workers that start on two cores take their time
 _MOST = 1024
 _SHARE = 4  # they may have this part of all descriptors
+_AT_ONCE = 8  # one in so many of the silent goes when there are too many
 _SILENCE = 0.25  # seconds without a step further after which one counts as silent
+_GULP = 8  # that are let in before messages have their turn
 _RETRY = 0.02  # how long nobody is let in where all have something to say
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _QUIET = 60.0  # one line about strangers in so many seconds
@@ -113,6 +117,7 @@ class Strangers(Service):
         super().__init__(node)
         self._lock = threading.Lock()  # guards all below
         self._here: dict[int, _Stranger] = {}  # by descriptor, the oldest first
+        self._leaving = 0  # how many of them have been turned away
         self._epoll: select.epoll | None = None  # there while the thread is
         self._last_word = -_QUIET
         self._unsaid = 0
@@ -120,15 +125,20 @@ class Strangers(Service):
     def has_room(self) -> bool:
         """Tell whether another one may come; one that is silent makes room."""
         with self._lock:
-            living = [s for s in self._here.values() if not s.turned_away]
-            return len(living) < _most() or self._turn_one_away(living)
+            return self.has_place or self._turn_some_away()
+
+    @property
+    def has_place(self) -> bool:
+        """Whether another one may come without anybody's going."""
+        return len(self._here) - self._leaving < _most()
 
     def make_room(self) -> None:
-        """Have one go, if one is silent: there are no descriptors left."""
+        """Have some go, if any is silent: there are no descriptors left."""
         with self._lock:
-            self._turn_one_away([s for s in self._here.values() if not s.turned_away])
+            self._turn_some_away()
 
-    def _turn_one_away(self, living: list[_Stranger]) -> bool:
+    def _turn_some_away(self) -> bool:
+        living = [s for s in self._here.values() if not s.turned_away]
         now = time.monotonic()
         poll = select.poll()
         # One that has shown the certificate is ours, and would not dial again.
@@ -139,13 +149,12 @@ class Strangers(Service):
         crowds = Counter(s.host for s in living if s.shaking)
         most = max(crowds.values(), default=0)
         silent = [s for s in quiet if s.fd not in speaking and crowds[s.host] == most]
-        if not silent:
-            return False
-        oldest = silent[0]
-        oldest.turned_away = True
-        # The thread may be reading from it, so it is not closed here; the thread sees the end.
-        oldest.hang_up()
-        return True
+        for oldest in silent[: max(1, len(silent) // _AT_ONCE)]:
+            oldest.turned_away = True
+            self._leaving += 1
+            # The thread may be reading from it, so it is not closed here; the thread sees the end.
+            oldest.hang_up()
+        return bool(silent)
 
     def enter(self, stranger: _Stranger) -> None:
         """Take one in."""
@@ -202,6 +211,7 @@ class Strangers(Service):
             assert self._epoll is not None
             self._epoll.unregister(stranger.fd)
             del self._here[stranger.fd]
+            self._leaving -= stranger.turned_away
 
     def _dismiss(self, stranger: _Stranger, why: Exception) -> None:
         self._forget(stranger)
@@ -275,14 +285,17 @@ class Entrance:
         if not self._strangers.has_room():
             self._pause()
             return
-        try:
-            sock, address = self._listener.accept()
-        except OSError as exc:
-            if exc.errno in _FULL:
-                self._strangers.make_room()
-                self._pause()
-            return
-        self.admit(sock, address[0] if self.secure else "")
+        for _ in range(_GULP):
+            try:
+                sock, address = self._listener.accept()
+            except OSError as exc:
+                if exc.errno in _FULL:
+                    self._strangers.make_room()
+                    self._pause()
+                return
+            self.admit(sock, address[0] if self.secure else "")
+            if not self._strangers.has_place:
+                return
 
     def admit(self, sock: socket.socket, host: str) -> None:
         """Greet one that has come from a host, or that was dialled there in place of that."""

@@ -226,9 +226,9 @@ def test_a_recorded_greeting_opens_nothing(opened: Callable[..., Greeted], tmp_p
             said += bytes(data)
             super().sendall(data)
 
-    with Recorder(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.connect(path)
-        greeting.dial(sock, COOKIE, {"pid": 7}, TIMEOUT)
+    with Recorder(socket.AF_UNIX, socket.SOCK_STREAM) as ours:
+        ours.connect(path)
+        greeting.dial(ours, COOKIE, {"pid": 7}, TIMEOUT)
         eventually(lambda: came, TIMEOUT)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(path)
