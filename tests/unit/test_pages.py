@@ -63,6 +63,15 @@ def test_links_between_pages_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_pictures_are_shown_and_there() -> None:
+    shown = {
+        name
+        for page in DOCS.glob("*.md")
+        for name in re.findall(r"!\[[^\]]+\]\(pictures/([\w.-]+)\)", page.read_text())
+    }
+    assert shown == {file.name for file in (DOCS / "pictures").iterdir()}
+
+
 def anchor(heading: str) -> str:
     """The anchor of a heading, as GitHub and mkdocs make it."""
     return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
