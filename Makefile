@@ -18,8 +18,9 @@ HOSTS_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
-# The tests set their own, and nothing else should reach them from outside.
-unexport PYTHONPATH PYTHONHOME
+# The tests set their own, and nothing else should reach them from outside. The last, which images of
+# containers set, would make each of some ten thousand processes compile the package anew.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 # What Open MPI needs as root, and with more ranks than cores. MPICH takes no notice. The same table
 # is in tests/helpers.py, for the tests that start an mpiexec themselves.

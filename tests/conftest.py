@@ -196,6 +196,10 @@ def _set_environment(folder: Path, mark: str) -> None:
     outer = os.environ.get(MARK)
     for name in [name for name in os.environ if name.startswith("HPCDIST_")]:
         del os.environ[name]
+    # Images of containers set this. Each process that a test starts would compile the package anew:
+    # with it, a driver and its worker take twice the processor time, and so does collecting tests.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     os.environ[MARK] = f"{outer}:{mark}" if outer else mark
     os.environ["HPCDIST_DIR"] = str(folder / "state")
     # The tests' own files stay where pytest keeps those of the last three runs.
