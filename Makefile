@@ -31,11 +31,14 @@ MPI_ENV = OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 
 .DEFAULT_GOAL := help
 BOTH = mpich openmpi
-.PHONY: help demo test test-all oldest lint format bench judges docs clean install-hosts
+.PHONY: help environments demo test test-all oldest lint format bench judges docs clean install-hosts
 .PHONY: $(foreach part,test outside inworld slurm hosts,$(BOTH:%=$(part)-%))
 .SECONDARY:
-# A run of tests uses all processors itself.
+# A run of tests uses all processors itself. To install waits for others, and takes one: `make --jobs
+# environments` does so side by side.
+ifneq ($(MAKECMDGOALS),environments)
 .NOTPARALLEL:
+endif
 
 help:
 	@echo 'make demo [MPI=openmpi]            a first look, in its own environment'
@@ -88,10 +91,14 @@ endef
 	$(call make-venv,.venv-$*,test$(comma)$*$(MORE))
 	@touch $@
 
+# All that `make test-all` installs before its tests.
+environments: .venv-lint/.installed .venv-oldest/.installed $(MPIS:%=.venv-%/.installed) install-hosts
+
 demo: .venv/.installed-$(MPI)
 	.venv/bin/python -m hpcdist demo
 
 lint: .venv-lint/.installed
+	@echo '== lint'
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	.venv-lint/bin/mypy
