@@ -15,6 +15,7 @@ from hpcdist._collective.everywhere import CodeForAll
 from hpcdist._contract.managers import ClusterManager, WorkerConfig
 from hpcdist._errors import ProcessExitedException
 from hpcdist._monitor.output import WorkersOutput
+from hpcdist._monitor.status import is_stopped
 from hpcdist._runtime.node import Node, Service
 from hpcdist._transport.contracts import Slot, Way
 from hpcdist._transport.machine import Machine
@@ -487,6 +488,9 @@ class Roster(Service):
         if peer is not None and peer.alive:
             peer.send(Leave())
             self.node.progress.nudge()
+        if is_stopped(self.node, record.member):
+            self._force(record, 9)  # it can neither hear of it nor be interrupted
+            return
         later = self.node.progress.call_later
         later(_INTERRUPT_AFTER, lambda: self._interrupt(record))
         later(_TERM_AFTER, lambda: self._force(record, 15))
@@ -494,7 +498,9 @@ class Roster(Service):
 
     def _interrupt(self, record: Record) -> None:
         peer = self.node.peers.get(record.pid)
-        if record.state is State.LEAVING and peer is not None and peer.alive:
+        if is_stopped(self.node, record.member):
+            self._force(record, 9)
+        elif record.state is State.LEAVING and peer is not None and peer.alive:
             peer.send(Interrupt())
 
     def _force(self, record: Record, signal: int) -> None:

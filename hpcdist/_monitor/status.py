@@ -16,6 +16,7 @@ from hpcdist._public import public
 from hpcdist._runtime.node import Node
 from hpcdist._runtime.running import Runners
 from hpcdist._wire import messages
+from hpcdist._wire.member import Member
 from hpcdist._wire.messages import AskStatus, Condition
 
 _ANSWER = 2.0
@@ -82,12 +83,16 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def without_answer(node: Node, pid: int) -> str:
     """Say of a worker that does not answer whether it is stopped, if that can be seen from here."""
     member = node.members.living.get(pid)
-    seen = node.machine.shares_memory and member is not None
-    if member is not None and seen and member.host == node.machine.hostname():
-        stat = stat_of(member.os_pid)
-        if stat is not None and stat.state in "Tt":
-            return "STOPPED"
-    return "unresponsive"
+    stopped = member is not None and is_stopped(node, member)
+    return "STOPPED" if stopped else "unresponsive"
+
+
+def is_stopped(node: Node, member: Member) -> bool:
+    """Tell whether a worker is stopped, as by SIGSTOP; only of this host it can be seen."""
+    if not node.machine.shares_memory or member.host != node.machine.hostname():
+        return False
+    stat = stat_of(member.os_pid)
+    return stat is not None and stat.state in "Tt"
 
 
 def _shown(name: str, value: Any) -> str:

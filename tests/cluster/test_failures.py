@@ -35,6 +35,7 @@ from hpcdist import (
     rmprocs,
     workers,
 )
+from hpcdist._cluster import roster
 from hpcdist._keeper.processes import segments_of, stat_of
 from tests.cluster.test_channels import blocked
 from tests.cluster.test_futures import in_thread
@@ -322,6 +323,29 @@ def test_removing_the_dead_is_no_error(fresh: Callable[..., list[int]]) -> None:
     assert victim not in workers()
 
 
+@pytest.mark.parametrize("isolation", ["auto", "process"])
+def test_a_stopped_worker_is_removed_without_being_asked(
+    isolation: str, fresh: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can hear nothing: to ask it took 12 s of each removal, and 2 s of a driver's end."""
+    for step in ("_INTERRUPT_AFTER", "_TERM_AFTER", "_KILL_AFTER"):
+        monkeypatch.setattr(roster, step, 1000.0)
+    stopped, other = fresh(2, isolation=isolation)
+    os_pid = status_of(stopped).os_pid
+    waiting = running(stopped, for_ever)
+    os.kill(os_pid, signal.SIGSTOP)
+    eventually(lambda: stat_of(os_pid).state == "T")  # each of its threads
+    with pytest.raises(TimeoutError):
+        waiting.fetch(timeout=0.1)
+    with pytest.raises(TimeoutError):
+        remotecall(myid, stopped).fetch(timeout=0.1)
+    rmprocs(stopped)
+    with pytest.raises(ProcessExitedException):
+        waiting.fetch(timeout=LONG)
+    eventually(lambda: process_is_gone(os_pid))
+    assert remotecall_fetch(myid, other) == other
+
+
 def test_joins_and_leaves_do_not_add_up(pids: list[int], fresh: Callable[..., list[int]]) -> None:
     """Each kept its link's buffer, 280 KB, its peers, its record and its launch for ever."""
 
@@ -420,6 +444,81 @@ def test_no_worker_outlives_its_driver(
         for os_pid in os_pids:
             if not process_is_gone(os_pid):
                 kill9(os_pid)
+
+
+# A worker asks a driver that is stopped; what has a deadline ends by it, the rest goes on after.
+STOPPED_DRIVER = """
+import os, sys
+from pathlib import Path
+import hpcdist
+from hpcdist import RemoteChannel, addprocs, myid, remotecall
+from tests.cluster.test_failures import asks_the_stopped
+from tests.helpers import eventually
+
+mark = sys.argv[1]
+pid, other = addprocs(2)
+rc = RemoteChannel(1)
+call = remotecall(asks_the_stopped, pid, rc, other, mark)
+eventually(Path(f"{mark}.over").exists)
+rc.put("an item")
+assert call.fetch() == ["take", "fetch", "call", other, "an item"], call.fetch()
+"""
+
+
+def asks_the_stopped(rc: RemoteChannel, other: int, mark: str) -> list[Any]:
+    Path(f"{mark}.ready").touch()
+    eventually(Path(f"{mark}.stopped").exists)
+    asks = {
+        "take": lambda: rc.take(timeout=0.1),
+        "fetch": lambda: Future(1).fetch(timeout=0.1),
+        "call": lambda: remotecall(myid, 1).fetch(timeout=0.1),
+    }
+    found: list[Any] = []
+    for name, ask in asks.items():
+        try:
+            ask()
+        except TimeoutError:
+            found.append(name)
+    found.append(remotecall_fetch(myid, other))  # the two go on without it
+    Path(f"{mark}.over").touch()
+    return [*found, rc.take()]
+
+
+def test_nothing_waits_for_a_stopped_driver_beyond_its_timeout(
+    script: Callable[..., Any], tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+
+    def stop_and_go() -> None:
+        eventually((tmp_path / "mark.ready").exists)
+        (os_pid,) = driver_with(str(mark))
+        os.kill(os_pid, signal.SIGSTOP)
+        eventually(lambda: stat_of(os_pid).state == "T")
+        (tmp_path / "mark.stopped").touch()
+        try:
+            eventually((tmp_path / "mark.over").exists)
+        finally:
+            os.kill(os_pid, signal.SIGCONT)
+
+    accident = in_thread(stop_and_go)
+    done = script(STOPPED_DRIVER, args=[str(mark)])
+    accident.result(LONG)
+    assert done.rc == 0, done.err
+
+
+def driver_with(argument: str) -> list[int]:
+    """Find our child whose last argument this is."""
+    tasks = Path("/proc/self/task").iterdir()
+    found = [int(word) for task in tasks for word in children_of(task)]
+    return [os_pid for os_pid in found if words_of(os_pid)[-1:] == [argument]]
+
+
+def children_of(task: Path) -> list[str]:
+    return (task / "children").read_text().split()
+
+
+def words_of(os_pid: int) -> list[str]:
+    return Path(f"/proc/{os_pid}/cmdline").read_text().rstrip("\0").split("\0")
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
