@@ -19,9 +19,10 @@ def test_leibniz(ranks: int | None, script: Callable[..., Any]) -> None:
 
 
 @pytest.mark.any_mpi
+@pytest.mark.timeout(120)
 def test_mandelbrot(script: Callable[..., Any], tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
-    finished = script((EXAMPLES / "mandelbrot.py").read_text(), args=[str(picture)])
+    finished = script((EXAMPLES / "mandelbrot.py").read_text(), args=[str(picture)], timeout=100)
     assert finished.rc == 0, finished.err
     assert re.fullmatch(r"320 rows by [1-4] processes\n", finished.out)
     written = picture.read_bytes()

@@ -1,8 +1,11 @@
 """What the pages say of the code, where a test can tell whether it is so."""
 
+import ast
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hpcdist
 import hpcdist.managers
@@ -61,6 +64,29 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if not target.startswith(("http://", "https://", "mailto:")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def launches(block: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The managers of a program for a cluster, and the options given with them."""
+    for call in ast.walk(ast.parse(block)):
+        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Call):
+            made = call.args[0]
+            if isinstance(made.func, ast.Name) and made.func.id.endswith("Manager"):
+                manager = getattr(hpcdist, made.func.id)(*map(ast.literal_eval, made.args))
+                yield manager, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+
+
+def test_options_that_pages_show_for_clusters_are_known() -> None:
+    seen = 0
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
+        for block in re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for manager, options in launches(block):
+                if isinstance(manager, hpcdist.SlurmManager):
+                    options["mpi"] = "pmi2"  # or else Slurm would be asked
+                for of_executor in ("name", "retries"):
+                    options.pop(of_executor, None)
+                seen += "hpcdist" in manager.job_script(**options)
+    assert seen > 10
 
 
 def test_pictures_are_shown_and_there() -> None:
@@ -129,7 +155,7 @@ def test_every_variable_of_ours_is_a_setting_or_internal() -> None:
 OTHERS = (
     *("mpiexec has detected an attempt to run as root", "There are not enough slots available"),
     *("cannot pickle '_thread.lock' object", "SIGBUS", "SIGSEGV", "NameError", "No module named"),
-    "killed by SIGKILL",
+    *("killed by SIGKILL", "assignment destination is read-only"),
 )
 
 
