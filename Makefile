@@ -126,8 +126,10 @@ UNIT_openmpi = tests/notebook
 
 $(BOTH:%=test-%): test-%: outside-% inworld-%
 
+# compileall: the user of a Slurm's tests may write no compiled modules here.
 $(BOTH:%=outside-%): outside-%: .venv-%/.installed install-hosts
 	@echo '== tests outside a world, with $*'
+	.venv-$*/bin/python -m compileall -q hpcdist tests
 	.venv-$*/bin/python -m tests._once_more $(SIDE) -- $(SELECT) $(HOSTS_ARGS) \
 		tests/slurm $(HOSTS) tests/cluster $(UNIT_$*) $(PYTEST_ARGS)
 

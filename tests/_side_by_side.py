@@ -13,13 +13,15 @@ __all__ = ["ByCluster", "begins_at", "scope_of"]
 
 _ONE_CLUSTER = ("tests/pbs", "tests/sge", "tests/lsf", "tests/ssh")
 # What takes longest begins first, so that it does not end last, with nothing beside it; and what
-# waits for a minute of Slurm's.
+# waits for a minute of Slurm's. Simulations wait for nothing: they compute while those wait.
 _FIRST = (
     "tests/slurm/test_time.py",
     "tests/slurm/test_time_limits.py",
     "tests/slurm/test_endings.py",
     "tests/sge",
     "tests/slurm/test_in_a_job.py",
+    "tests/unit/test_old_faults.py",
+    "tests/unit/test_swarm.py",
     "tests/cluster/test_cli.py",
     "tests/slurm/test_running.py",
     "tests/cluster/test_failures.py",
