@@ -457,6 +457,10 @@ class World(WorldStates):
         self.launch.changed()
 
     def _shut_door(self) -> None:
+        with self._roster.lock:  # whoever takes them out registers them
+            held, self._held = self._held, []
+        for sock, _ in held:
+            sock.close()
         if self.door is not None:
             self.door.close()
             self.door = None
@@ -484,10 +488,7 @@ class World(WorldStates):
             return
         with self._roster.lock:
             self._life.to(Life.ABANDONED)
-            held, self._held = self._held, []
         self._shut_door()
-        for sock, _ in held:
-            sock.close()
         for entry in self.arrivals.abandon():
             self._node.turns.background(lambda entry=entry: kill(self.manager, entry))  # type: ignore[misc]
         if not self.by_rank:

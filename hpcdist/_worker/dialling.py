@@ -31,12 +31,16 @@ _REACHING_PEER = 5.0  # there are other ways
 
 def listen(path: str) -> socket.socket:
     """Listen on a Unix socket in a private folder."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     if len(os.fsencode(path)) > 100:  # sun_path holds 108 bytes
         raise OSError(f"the path of a socket is too long: {path}; set TMPDIR to a shorter one")
-    listener.bind(path)
-    listener.listen(128)
-    listener.setblocking(False)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(128)
+        listener.setblocking(False)
+    except BaseException:  # a folder that is gone, for one
+        listener.close()
+        raise
     return listener
 
 
@@ -54,9 +58,7 @@ def dial(join: dict[str, Any], folder: str = "") -> Socket:
         if join.get("doors"):
             return doors.reach(targets, tls.dial, _REACHING, folder)
         return network.dial(targets, tls.dial, _REACHING)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.connect(join["socket"])
-    return sock
+    return _at_path(join["socket"])
 
 
 class Links(Service):
@@ -204,11 +206,15 @@ def _connect(address: str) -> Socket:
         from hpcdist._transport import network, tls
 
         return network.dial(network.targets(address), tls.dial, _REACHING_PEER)
+    return _at_path(address, GREETING)
+
+
+def _at_path(path: str, timeout: float | None = None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(GREETING)
-        sock.connect(address)
-    except OSError:
+        sock.settimeout(timeout)
+        sock.connect(path)
+    except BaseException:
         sock.close()
         raise
     return sock

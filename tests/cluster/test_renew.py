@@ -27,6 +27,7 @@ from hpcdist import (
     spmd,
     workers,
 )
+from hpcdist._cluster.world import World
 from hpcdist._runtime.node import here
 from tests.helpers import eventually, kill9
 
@@ -239,6 +240,40 @@ def test_the_end_ends_what_is_on_its_way(how: str, isolation: str) -> None:
         assert str(started.state) == "CANCELLED"
         eventually(started.ended)
     eventually(lambda: workers() == [1])
+
+
+@pytest.mark.parametrize("how", ["cancel", "shutdown", "block"])
+def test_the_end_hangs_up_on_those_that_wait_for_the_rest_of_their_world(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have greeted, and are not registered before all of a world of MPI have."""
+    greeted: list[Any] = []
+    over = threading.Event()
+    admitted = World._admitted
+
+    def admit_one(self: World, sock: Any, hello: Any) -> Any:
+        if self.launch.worlds[0] is not self:  # the one that takes the place of the first
+            greeted.append(sock)
+            if len(greeted) > 1:
+                over.wait(LONG)
+        return admitted(self, sock, hello)
+
+    monkeypatch.setattr(World, "_admitted", admit_one)
+    try:
+        if how == "block":
+            with hpcdist.cluster(2, renew=True) as pids:
+                assert pids is not None
+                kill(pids[0])
+                eventually(lambda: len(greeted) == 2)
+        else:
+            started = launch(2, renew=True)
+            kill(started.wait(timeout=LONG)[0])
+            eventually(lambda: len(greeted) == 2)
+            started.cancel() if how == "cancel" else hpcdist.shutdown()
+        eventually(lambda: greeted[0].fileno() == -1)
+    finally:
+        over.set()
+    eventually(lambda: greeted[1].fileno() == -1)
 
 
 @pytest.mark.parametrize(

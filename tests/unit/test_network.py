@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hpcdist._transport import network
+from hpcdist._worker import dialling
 from tests.helpers import eventually
 
 HELLO = b"it is me"
@@ -164,3 +167,13 @@ def test_no_socket_is_left_open(ours: socket.socket, silent: socket.socket) -> N
     with pytest.raises(ConnectionError):
         network.dial([nobody(), target(silent)], agree, 0.3)
     eventually(lambda: count() == before)
+
+
+def test_a_socket_that_cannot_be_used_is_closed(tmp_path: Path) -> None:
+    """The folder of a world that ends as it begins is gone. pytest fails at what is unclosed."""
+    gone = f"{tmp_path}/gone/sock"
+    with pytest.raises(FileNotFoundError):
+        dialling.listen(gone)
+    with pytest.raises(FileNotFoundError):
+        dialling.dial({"socket": gone})
+    gc.collect()
