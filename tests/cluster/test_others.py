@@ -39,6 +39,14 @@ def write_share(path: str, count: int) -> int:
     return world.size
 
 
+def fill_years(path: str, first: int, count: int) -> int:
+    """Write some years of a dataset that others fill at the same moment: chunks of its own."""
+    zarr = pytest.importorskip("zarr")
+    years = np.arange(first, first + count)
+    zarr.open_array(path, path="rain", mode="r+")[years[0] : years[-1] + 1] = years[:, None]
+    return myid()
+
+
 @any_mpi
 def test_scipy_minimises_with_our_map(pids: list[int]) -> None:
     optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
@@ -97,6 +105,20 @@ def test_a_table_of_pandas_in_chunks(pids: list[int]) -> None:
     whole = pandas.concat(hpcdist.pmap(summed, chunks))
     assert (whole["sum"] == table.a + table.b).all()
     assert set(whole["pid"]) <= set(pids)
+
+
+@any_mpi
+def test_chunks_of_a_dataset_are_written_side_by_side(pids: list[int], tmp_path: Path) -> None:
+    pytest.importorskip("zarr", reason="zarr is not installed")
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    path, count = str(tmp_path / "rain.zarr"), 10
+    whole = xarray.Dataset({"rain": (("year", "place"), np.zeros((60, 5)))}, {"year": range(60)})
+    whole.to_zarr(path, consolidated=False, encoding={"rain": {"chunks": (count, 5)}})
+    wrote = hpcdist.pmap(lambda first: fill_years(path, first, count), range(0, 60, count))
+    assert set(wrote) <= set(pids)
+    with xarray.open_dataset(path, engine="zarr", consolidated=False) as written:
+        assert (written.rain.values == written.year.values[:, None]).all()
+        assert written.rain.encoding["chunks"] == (count, 5)
 
 
 def test_mpi_files_are_written_by_tasks_of_several_ranks(pids: list[int], tmp_path: Path) -> None:
