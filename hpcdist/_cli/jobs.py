@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 
 from hpcdist._cli.runs import Run, continued, ended, named, runs, state_of, verdicts
 from hpcdist._cli.schedulers import leave, print_line, refusals
+from hpcdist._keeper.folders import last_lines
 from hpcdist._keeper.lingering import read_state
 from hpcdist._numbers import clock
 from hpcdist._schedulers import job
 from hpcdist._schedulers.findings import table
-from hpcdist._schedulers.job_watch import last_lines
 from hpcdist._schedulers.verdict import JobState, Verdict
 
 _HEADLINE = (

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from hpcdist._cli import job_options
 from hpcdist._cli.schedulers import chosen, leave, print_line, private_place, refusals
 from hpcdist._cli.wait_for_job import Follower, NeverStarts, exit_code
+from hpcdist._keeper.folders import last_lines
 from hpcdist._schedulers.again import succeed
 from hpcdist._schedulers.job import read_manifests
-from hpcdist._schedulers.job_watch import last_lines
 
 if TYPE_CHECKING:
     from hpcdist._schedulers.batch_manager import BatchManager, Submission

@@ -14,10 +14,10 @@ from typing import Any
 
 from hpcdist._cli.schedulers import print_line
 from hpcdist._cli.wait_for_job import Follower, NeverStarts
+from hpcdist._keeper.folders import last_lines
 from hpcdist._schedulers import job
 from hpcdist._schedulers.batch_manager import BatchManager, Submission
 from hpcdist._schedulers.findings import Finding, bad, doubt, good
-from hpcdist._schedulers.job_watch import last_lines
 from hpcdist._schedulers.verdict import Verdict
 from hpcdist._transport import doors, network
 

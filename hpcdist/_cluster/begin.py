@@ -61,7 +61,7 @@ class Launches(Service):
                 raise _config.unknown_option(name, sorted(known), "addprocs")
         settings = Settings.of(manager.default_addprocs_params(), params)
         kept = manager if isinstance(manager, KeptManager) else None
-        self._check(settings, folder=kept is None or not kept.hosts_apart)
+        self._check(settings, folder=kept is None or not (kept.hosts_apart or kept.elsewhere))
         _check_renewal(manager, settings)
         _check_adapting(manager, settings)
         return Plan(settings) if kept is None else kept.prepare(settings)

@@ -170,6 +170,8 @@ class KeptManager(ClusterManager):
     on_network = False
     # Whether each of its worlds is a host by itself, with folders of its own: it fails alone.
     hosts_apart = False
+    # Whether the folders that its workers see may be none of this host.
+    elsewhere = False
     # Whether it has `start_world`, and so can replace what a launch has lost: `renew=True`.
     can_renew = False
     # Whether it starts jobs of one size, as many as are called for: `adapt=`.

@@ -19,10 +19,10 @@ from hpcdist._jobs import envelopes
 from hpcdist._jobs.envelopes import ENDED, OPTIONS, STARTED, STDERR, STDOUT
 from hpcdist._jobs.recipes import manager_of
 from hpcdist._jobs.watch import JobWatch, Standing
+from hpcdist._keeper.folders import last_lines
 from hpcdist._public import public
 from hpcdist._schedulers import job as jobs
 from hpcdist._schedulers.job import MANIFEST, JobId
-from hpcdist._schedulers.job_watch import last_lines
 from hpcdist._schedulers.render import render
 from hpcdist._schedulers.scheduler import Scheduler
 from hpcdist._schedulers.submission import submit

@@ -1,9 +1,10 @@
-"""Where private folders with sockets in them are made."""
+"""Where private folders with sockets in them are made; what is in a log."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections import deque
 
 # A socket's path has 107 bytes (unix(7)); after this come the folder's name and the socket's.
 _LONGEST = 70
@@ -18,3 +19,14 @@ def temporary() -> str:
 def private() -> str:
     """Make a folder that only this user can read, for sockets and whatever else."""
     return tempfile.mkdtemp(prefix="hpcdist-", dir=temporary())
+
+
+def last_lines(path: str, n: int) -> list[str]:
+    """Return the last lines of a file, without reading all of a long one."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - (1 << 16)))
+            return list(deque(file.read().decode(errors="replace").splitlines(), maxlen=n))
+    except OSError:
+        return []

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
-import sysconfig
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,10 +17,17 @@ from hpcdist._errors import LaunchError
 from hpcdist._keeper.installed_mpi import How, Mpi, launch_op
 from hpcdist._keeper.keeper_link import checkout
 from hpcdist._keeper.processes import Op
-from hpcdist._managers.ssh_link import Options, SSHConnection, command, keeper_command
+from hpcdist._managers.ssh_link import (
+    Options,
+    SSHConnection,
+    command,
+    keeper_command,
+    own_path,
+    unlike,
+    words,
+)
 from hpcdist._managers.ssh_machines import Machine
 from hpcdist._transport.network import Address
-from hpcdist._wire import greeting
 from hpcdist._wire.greeting import Hello
 from hpcdist._worker import MODULE
 
@@ -128,7 +133,7 @@ class Host:
     def op(self, hello: Hello, how: How, size: int, mpi: Mpi | None) -> Op:
         """Write what its keeper is to do; the world's join file is as for its other hosts."""
         world, settings = self.world, self._settings
-        folder, path = hello["folder"], _own_path(world.join["path"])
+        folder, path = hello["folder"], own_path(world.join["path"])
         ours = [hello["executable"], *settings.exeflags, "-m", "hpcdist", "worker", "--join"]
         op = launch_op(
             how,
@@ -148,16 +153,8 @@ class Host:
 
     def _check(self, hello: Hello) -> None:
         """Refuse an interpreter whose functions, or whose hpcdist, are not ours."""
-        ours = greeting.about()
-        for what, theirs, mine in (
-            ("Python", _minor(hello["python"]), _minor(ours["python"])),
-            ("hpcdist", hello["hpcdist"], ours["hpcdist"]),
-        ):
-            if theirs != mine:
-                raise self.error(
-                    f"{hello['executable']} has {what} {theirs}, this process has {mine}",
-                    "choose its interpreter with python=",
-                )
+        if wrong := unlike(hello):
+            raise self.error(wrong, "choose its interpreter with python=")
 
     def _how(self, hello: Hello) -> tuple[How, Mpi | None]:
         if self._settings.isolation == "process":
@@ -180,26 +177,8 @@ def options_of(settings: Settings) -> Options:
     if "ssh_flags" in extra and "sshflags" in extra:
         raise ValueError("ssh_flags= and sshflags= are one option: give one of them")
     flags = extra.get("ssh_flags", extra.get("sshflags"))
-    program = _words(extra.get("ssh") or "ssh")
+    program = words(extra.get("ssh") or "ssh")
     tunnel = extra.get("tunnel", False)
     if not isinstance(tunnel, bool):
         raise ValueError(f"tunnel is True or False, not {tunnel!r}")
-    return Options(program, _words(flags or ()), tunnel, settings.timeout)
-
-
-def _words(given: Any) -> tuple[str, ...]:
-    return tuple(shlex.split(given) if isinstance(given, str) else map(str, given))
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
-def _own_path(entries: Sequence[str]) -> list[str]:
-    """Return the user's part of sys.path: the interpreter over there has the rest of its own."""
-    installed = [
-        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    ]
-    libraries = (*installed, os.path.join(sys.base_prefix, "lib", "python"))
-    own = [entry for entry in entries if not entry.startswith(libraries)]
-    return list(dict.fromkeys([*own, *filter(None, [checkout()])]))
+    return Options(program, words(flags or ()), tunnel, settings.timeout)

@@ -7,18 +7,22 @@ import re
 import select
 import shlex
 import subprocess
+import sys
+import sysconfig
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hpcdist import _config
 from hpcdist._errors import LaunchError
-from hpcdist._keeper.keeper_link import KeeperLink
+from hpcdist._keeper.keeper_link import KeeperLink, checkout
 from hpcdist._keeper.processes import describe_status
 from hpcdist._keeper.ssh_keeper import PREAMBLE
 from hpcdist._managers.ssh_machines import Machine
 from hpcdist._runtime.node import Node
 from hpcdist._transport.network import Address
+from hpcdist._wire import greeting
 from hpcdist._wire.greeting import Hello
 
 _CHUNK = 1 << 16
@@ -33,7 +37,7 @@ _BOOT = (
     'sys.version_info < (3, 11) and sys.exit("hpcdist needs Python 3.11, this is " + sys.version); '
     "import importlib.util as u; "
     'u.find_spec("hpcdist") or sys.exit("No module named hpcdist for " + sys.executable); '
-    "from hpcdist._keeper.ssh_keeper import main; main()"
+    "from {module} import main; main()"
 )
 
 # Words of ssh (OpenSSH 8 and 9), of sshd, of shells and of the above, and what helps.
@@ -72,6 +76,11 @@ class Options:
     timeout: float = 60.0
 
 
+def words(given: Any) -> tuple[str, ...]:
+    """Read a program with what follows it, or options: a list of words, or a text as in a shell."""
+    return tuple(shlex.split(given) if isinstance(given, str) else map(str, given))
+
+
 def command(machine: Machine, options: Options, remote: str, door: Address | None) -> list[str]:
     """Write ssh's command line.
 
@@ -105,18 +114,50 @@ def command(machine: Machine, options: Options, remote: str, door: Address | Non
 
 
 def keeper_command(
-    python: Sequence[str], flags: Sequence[str], package: str | None, env: Mapping[str, str]
+    python: Sequence[str],
+    flags: Sequence[str],
+    package: str | None,
+    env: Mapping[str, str],
+    module: str = "hpcdist._keeper.ssh_keeper",
 ) -> str:
     """Write what the shell over there is to run.
 
     Args:
         package: A checkout of hpcdist, for a host that has none installed and sees the same.
         env: Variables it starts with; nothing secret, for all over there can see them.
+        module: Whose `main` is the other end.
     """
+    boot = _BOOT.replace("{module}", module)
     variables = [f"{name}={value}" for name, value in env.items()]
     return "exec env " + shlex.join(
-        [*variables, *python, *flags, "-c", _BOOT, *filter(None, [package])]
+        [*variables, *python, *flags, "-c", boot, *filter(None, [package])]
     )
+
+
+def unlike(hello: Hello) -> str:
+    """Say what keeps the interpreter over there from running our functions; "": nothing."""
+    ours = greeting.about()
+    for what, theirs, mine in (
+        ("Python", _minor(hello["python"]), _minor(ours["python"])),
+        ("hpcdist", hello["hpcdist"], ours["hpcdist"]),
+    ):
+        if theirs != mine:
+            return f"{hello['executable']} has {what} {theirs}, this process has {mine}"
+    return ""
+
+
+def own_path(entries: Sequence[str]) -> list[str]:
+    """Return the user's part of sys.path: the interpreter over there has the rest of its own."""
+    installed = [
+        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    ]
+    libraries = (*installed, os.path.join(sys.base_prefix, "lib", "python"))
+    own = [entry for entry in entries if not entry.startswith(libraries)]
+    return list(dict.fromkeys([*own, *filter(None, [checkout()])]))
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 class SSHConnection(KeeperLink):

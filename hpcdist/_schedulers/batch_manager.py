@@ -14,12 +14,16 @@ from typing import Any
 
 from hpcdist._contract.kept_managers import JobManager, LaunchView, Plan, WorldView
 from hpcdist._contract.managers import Settings, default_addprocs_params
+from hpcdist._managers.ssh_link import words
+from hpcdist._managers.ssh_machines import parse
 from hpcdist._public import public_in
+from hpcdist._runtime.node import here
 from hpcdist._schedulers import job, options, plan, verdict
 from hpcdist._schedulers.again import keep_spec
 from hpcdist._schedulers.job import JobId, JobSpec, write_script
 from hpcdist._schedulers.job_watch import Following, exit_verdict, final_verdict, give_up
-from hpcdist._schedulers.plan import PLACEHOLDER, BatchPlan, plan_of
+from hpcdist._schedulers.login_host import host_of
+from hpcdist._schedulers.plan import PLACEHOLDER, BatchPlan, Via, plan_of
 from hpcdist._schedulers.render import render
 from hpcdist._schedulers.scheduler import Scheduler
 from hpcdist._schedulers.submission import submit
@@ -42,6 +46,8 @@ class BatchManager(JobManager):
     Args:
         scheduler: Whose jobs.
         n: How many workers, in one job unless `split` says otherwise.
+        via: The login host, as "[user@]host[:port]", where this process is not on one.
+        ssh: The program that leads there, with what always follows it.
 
     Example:
         >>> from hpcdist import SlurmManager
@@ -53,19 +59,29 @@ class BatchManager(JobManager):
     can_renew = True
     can_adapt = True
 
-    def __init__(self, scheduler: Scheduler, n: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        n: int,
+        *,
+        via: str | None = None,
+        ssh: str | Sequence[str] = "ssh",
+    ) -> None:
         if not isinstance(scheduler, Scheduler) or not scheduler.name:
             raise TypeError(f"the scheduler is a Scheduler that has a name, not {scheduler!r}")
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"the number of workers is an int of 1 or more, not {n!r}")
         self.scheduler = scheduler
         self.n = n
+        self.via = None if via is None else Via(parse(via), words(ssh))
+        self.elsewhere = self.via is not None
         self._followed: weakref.WeakKeyDictionary[Any, Following] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
+        via = "" if self.via is None else f", via={str(self.via.machine)!r}"
         if type(self) is BatchManager:
-            return f"BatchManager({type(self.scheduler).__name__}(), {self.n})"
-        return f"{type(self).__name__}({self.n})"
+            return f"BatchManager({type(self.scheduler).__name__}(), {self.n}{via})"
+        return f"{type(self).__name__}({self.n}{via})"
 
     # Before anything is made
 
@@ -83,7 +99,7 @@ class BatchManager(JobManager):
         Raises:
             TypeError, ValueError: As the public API says.
         """
-        return plan.make(self.scheduler, self.n, settings, repr(self))
+        return plan.make(self.scheduler, self.n, settings, repr(self), self.via)
 
     def prepare(self, settings: Settings) -> BatchPlan:
         """Check all options, and the template, before anything is made."""
@@ -94,7 +110,7 @@ class BatchManager(JobManager):
     def make_folder(self, plan: Plan) -> str:
         """Make the folder of one world."""
         assert isinstance(plan, BatchPlan)
-        return job.run_folder(plan.asked.own.job_dir, job.new_name())
+        return job.run_folder(None if plan.via else plan.asked.own.job_dir, job.new_name())
 
     # Scripts
 
@@ -109,7 +125,10 @@ class BatchManager(JobManager):
             >>> "#SBATCH --partition=debug" in script
             True
         """
-        return render(self.plan(self.settings_of(params)).example())
+        made = self.plan(self.settings_of(params))
+        host = host_of(here.node, made)
+        with host.commands():
+            return render(host.reach(made).example())
 
     def program_script(
         self,
@@ -192,6 +211,8 @@ class BatchManager(JobManager):
 
     def program_plan(self, params: Mapping[str, object]) -> BatchPlan:
         """Read and check the options of a program, which is one job."""
+        if self.via is not None:
+            raise ValueError(f"{self!r} is for workers: a program is submitted on the login host")
         made = self.plan(self.settings_of(params))
         if made.asked.own.split is not None:
             raise ValueError("split= is for workers: a program is one job")
@@ -225,7 +246,10 @@ class BatchManager(JobManager):
         if plan_of(world.launch).asked.own.keep:
             return
         following = self._followed.get(world.launch)
-        for folder in [world.folder] if following is None else following.forget(world):
+        folders = [world.folder] if following is None else following.forget(world)
+        if following is not None:
+            following.host.forget(folders)
+        for folder in folders:
             job.forget(folder)
 
     def log_of(self, world: WorldView, n: int) -> list[str]:
@@ -248,8 +272,13 @@ class BatchManager(JobManager):
             The scheduler's verdict; None where it tells nothing: a keeper that loses process 1 ends
             its script in good order.
         """
-        if world.job is None:
+        following = self._followed.get(world.launch)
+        if world.job is None or following is None:
             return None
+        with following.host.commands():
+            return self._ask_for_end(world)
+
+    def _ask_for_end(self, world: WorldView) -> str | None:
         found = final_verdict(self.scheduler, world)
         if found is not None and found.state.terminal:
             if found.state is JobState.DONE:

@@ -7,15 +7,22 @@ from functools import partial
 
 from hpcdist import _log
 from hpcdist._contract.kept_managers import LaunchView, WorldView
+from hpcdist._schedulers.submit_host import SubmitHost
 from hpcdist._transport.doors import doors
 from hpcdist._transport.network import Address
 
 
 class Caller:
-    """Of one launch."""
+    """Of one launch.
 
-    def __init__(self, launch: LaunchView) -> None:
+    Args:
+        launch: Whose jobs may have opened doors.
+        host: Where they were submitted.
+    """
+
+    def __init__(self, launch: LaunchView, host: SubmitHost) -> None:
         self._launch = launch
+        self._host = host
         self._called: set[str] = set()
         self._told = False
 
@@ -35,8 +42,7 @@ class Caller:
             self._told = True
             _log.log("info", f"job {world.job} cannot dial process 1, which dials {where}")
         try:
-            if world.door is not None:
-                world.door.call(targets)
+            self._host.call(world, targets)
         except OSError as exc:
             if path in doors(world.folder):  # else it has got through itself, or has ended
                 text = f"job {world.job} cannot dial process 1, nor is it reached: {exc}"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 from hpcdist._keeper.installed_mpi import left_by_job
 from hpcdist._keeper.leash import Answer, Command, Cut, communicate, running
@@ -26,6 +30,47 @@ _DROPPED = (
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
 
 
+# What another host's shell runs: a command, and then it tells how that ended, so that an end of the
+# connection is not taken for one of the command.
+_FAR = '"$@"; echo "hpcdist: status $?" >&2'
+_STATUS = re.compile(r"^hpcdist: status ([0-9]{1,3})\n\Z", re.MULTILINE)
+_NOT_FOUND = 127  # sh(1)
+
+
+class Place(Protocol):
+    """Another host, on which commands run."""
+
+    name: str
+    user: str  # who we are there
+
+    def reaching(self, argv: Sequence[str]) -> list[str]:
+        """Return the command of this host that runs another one there."""
+
+
+_place: ContextVar[Place | None] = ContextVar("_place", default=None)
+
+
+def place() -> Place | None:
+    """Return the host on which this thread's commands run; None: this one."""
+    return _place.get()
+
+
+@contextlib.contextmanager
+def on(host: Place) -> Iterator[None]:
+    """Have the commands that this thread runs meanwhile run on another host."""
+    token = _place.set(host)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+def user() -> str:
+    """Return who we are where commands run."""
+    host = place()
+    return getpass.getuser() if host is None else host.user
+
+
 @public_in("managers")
 class CommandMissing(RuntimeError):
     """A program is not on PATH.
@@ -35,7 +80,9 @@ class CommandMissing(RuntimeError):
     """
 
     def __init__(self, program: str) -> None:
-        super().__init__(f"the command {program!r} was not found on PATH: is this a login node?")
+        host = place()
+        where = "is this a login node?" if host is None else f"is {host.name} a login node?"
+        super().__init__(f"the command {program!r} was not found on PATH: {where}")
         self.program = program
 
 
@@ -55,6 +102,14 @@ class CommandLate(RuntimeError):
         self.argv = tuple(argv)
         self.seconds = seconds
         self.cut = cut
+
+
+class ConnectionLost(CommandLate):
+    """The connection to the host on which a command ran ended before the command's answer came."""
+
+    def __init__(self, done: Done, host: str) -> None:
+        super().__init__(done.argv, done.seconds)
+        self.args = (f"{done.argv[0]}: the ssh connection to {host} ended: {done.said}",)
 
 
 @public_in("managers")
@@ -136,11 +191,13 @@ def run(
         'hello\\n'
     """
     started = time.monotonic()
+    host = place()
+    real = argv if host is None else host.reaching(_far(argv))
     try:
         status, out, err = (
-            communicate(argv, deadline, env=environment(), input=input)
+            communicate(real, deadline, env=environment(), input=input)
             if until is None
-            else _run_until(argv, deadline, until)
+            else _run_until(real, deadline, until)
         )
     except FileNotFoundError:
         raise CommandMissing(argv[0]) from None
@@ -151,7 +208,22 @@ def run(
         raise late from None
     done = Done(tuple(argv), status, out, err, round(time.monotonic() - started, 3))
     _record(log, done)
-    return done
+    return done if host is None or (until is not None and not status) else _told(done, host)
+
+
+def _far(argv: Sequence[str]) -> list[str]:
+    """Write a command as the shell of another host is to run it."""
+    return ["env", "LC_ALL=C", "SLURM_TIME_FORMAT=standard", "sh", "-c", _FAR, "sh", *argv]
+
+
+def _told(done: Done, host: Place) -> Done:
+    """Return how a command of another host has ended, as that has told."""
+    said = _STATUS.search(done.err)
+    if said is None:
+        raise ConnectionLost(done, host.name)
+    if int(said[1]) == _NOT_FOUND:
+        raise CommandMissing(done.argv[0])
+    return replace(done, status=int(said[1]), err=done.err[: said.start()])
 
 
 def ask(*argv: str) -> Done:

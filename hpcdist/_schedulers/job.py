@@ -188,11 +188,16 @@ def write_manifest(folder: str, facts: Mapping[str, object]) -> None:
         facts: `name`, `scheduler`, `jobs` (a list of [id, cluster]), `array` (the id of the array
             whose tasks the jobs are, in their order), `what`, …
     """
-    made = {"folder": folder, "when": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
     path = os.path.join(folder, MANIFEST)
     with open(path + ".new", "w") as file:
-        json.dump({**made, **facts}, file, indent=1)
+        file.write(manifest(folder, facts))
     os.replace(path + ".new", path)
+
+
+def manifest(folder: str, facts: Mapping[str, object]) -> str:
+    """Return the text of a run's manifest."""
+    made = {"folder": folder, "when": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+    return json.dumps({**made, **facts}, indent=1)
 
 
 def read_manifest(folder: str) -> dict[str, Any]:

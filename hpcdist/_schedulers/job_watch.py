@@ -14,22 +14,25 @@ import shlex
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from hpcdist import _log
 from hpcdist._contract.kept_managers import LaunchView, WorldView
+from hpcdist._errors import LaunchError
 from hpcdist._keeper.installed_mpi import MpiNotFound
 from hpcdist._keeper.processes import ASKED
 from hpcdist._monitor.output import say
 from hpcdist._runtime.node import Node, Service
-from hpcdist._schedulers import commands, job
+from hpcdist._schedulers import commands
 from hpcdist._schedulers.calling import Caller
-from hpcdist._schedulers.job import FOLDER, JobId, write_script
+from hpcdist._schedulers.job import FOLDER, JobId
 from hpcdist._schedulers.launchers import WorldLauncher
+from hpcdist._schedulers.login_host import host_of
 from hpcdist._schedulers.plan import BatchPlan, Group
 from hpcdist._schedulers.render import render
 from hpcdist._schedulers.scheduler import Scheduler
@@ -89,7 +92,8 @@ class Following:
         self._phase = "choosing a launcher"
         self._submitted: float | None = None
         self._pace = launch.node.service(Pace)
-        self._caller = Caller(launch)
+        self.host = host_of(launch.node, plan)
+        self._caller = Caller(launch, self.host)
         self._due = 0.0
         self._asked_running = 0.0  # when it was last asked for jobs that run
         self._known_to_run: set[JobId] = set()  # those that it was asked for since they are up
@@ -121,30 +125,43 @@ class Following:
     def _submit_all(self) -> None:
         self._begun = time.monotonic()
         try:
-            for group in self._plan.groups:
-                with self._submitting:
-                    if not self._launch.pending:
+            with self.host.commands():
+                self._reach()
+                for group in self._plan.groups:
+                    if not self._submit_group(group):
                         return
-                    worlds = [self._launch.worlds[number] for number in group.worlds]
-                    worlds = self._take_over(group, worlds)
-                    if worlds and self._launch.pending:
-                        tasks = len(worlds) if len(worlds) > 1 else 0
-                        self._submit_worlds(replace(group, tasks=tasks), worlds)
-        except (MpiNotFound, RuntimeError, ValueError, OSError) as exc:
+        except (MpiNotFound, LaunchError, RuntimeError, ValueError, OSError) as exc:
             if not self._launch.pending and self._phase == SUBMITTING:
                 _log.log(
                     "warning", f"{exc}. If the job comes after all, it ends as soon as it starts"
                 )
-            self._launch.fail(exc if isinstance(exc, MpiNotFound) else str(exc), phase=self._phase)
+            said = isinstance(exc, MpiNotFound | LaunchError)
+            self._launch.fail(exc if said else str(exc), phase=self._phase)
             return
         self._phase = "waiting for the job to start"
         self._launch.changed()
         self._submitted = time.monotonic()
         self._due = self._submitted + FIRST_POLL
 
+    def _reach(self) -> None:
+        with self._submitting:
+            self._plan = self.host.reach(self._plan)
+
+    def _submit_group(self, group: Group) -> bool:
+        """Submit the job, or the job array, of some worlds; False: nobody waits any more."""
+        with self._submitting:
+            if not self._launch.pending:
+                return False
+            worlds = [self._launch.worlds[number] for number in group.worlds]
+            worlds = self._take_over(group, worlds)
+            if worlds and self._launch.pending:
+                tasks = len(worlds) if len(worlds) > 1 else 0
+                self._submit_worlds(replace(group, tasks=tasks), worlds)
+        return True
+
     def _take_over(self, group: Group, worlds: list[WorldView]) -> list[WorldView]:
         """Take over jobs that linger; return the worlds that have got none."""
-        if self._plan.scheduler.in_allocation(self._plan.asked):
+        if not self.host.takes_over or self._plan.scheduler.in_allocation(self._plan.asked):
             return worlds
         if not lingering_jobs(self._scheduler.name):
             return worlds
@@ -165,17 +182,15 @@ class Following:
         return None if found is None or found.end is None else found.end.timestamp()
 
     def _submit_worlds(self, group: Group, worlds: list[WorldView]) -> None:
-        folder = worlds[0].folder
+        folder = self.host.folder(worlds[0])
         name = os.path.basename(folder)
         launcher = self._plan.launcher(group.size)
         spec = self._plan.workers(launcher, name, folder, group)
         self._together.append([world.folder for world in worlds])
-        if group.tasks:
-            _number_tasks(folder, [world.folder for world in worlds])
-        script = write_script(folder, render(spec))
         for world in worlds:
-            world.command = _shown(spec.command, world.folder)
+            world.command = _shown(spec.command, self.host.folder(world))
             self._describe(world, launcher, group)
+        script = self.host.bring(worlds, render(spec))
         facts: dict[str, Any] = {
             "name": name,
             "scheduler": self._scheduler.name,
@@ -184,14 +199,14 @@ class Following:
             "what": f"{group.size * len(worlds)} workers",
             "command": _shown(spec.command, folder),
         }
-        job.write_manifest(folder, facts | {"jobs": []})
+        self.host.tell(worlds[0], facts | {"jobs": []})
         self._phase = SUBMITTING
         made = submit(self._scheduler, spec, script, self._log)
         for index, world in enumerate(worlds):
             world.submitted_at = time.monotonic()
             world.job = self._scheduler.task(made, index) if group.tasks else made
         jobs = [[world.job, world.job.cluster] for world in worlds]
-        job.write_manifest(folder, facts | {"jobs": jobs, "array": made if group.tasks else ""})
+        self.host.tell(worlds[0], facts | {"jobs": jobs, "array": made if group.tasks else ""})
 
     def _describe(self, world: WorldView, launcher: WorldLauncher, group: Group) -> None:
         """Tell in the join file of a world how it is started, and how long its job is to linger."""
@@ -210,15 +225,17 @@ class Following:
             end=launcher.end,
             kill=launcher.kill,
             linger=None if seconds is None else {"seconds": seconds, "asked": mine},
+            **self.host.welcome(world),
         )
 
     def submit_one(self, world: WorldView) -> None:
         """Submit the job of one world more, which replaces what the launch loses."""
         if self._log != os.path.join(world.folder, "commands.jsonl"):
             self._log = os.path.join(world.folder, "commands.jsonl")  # the first folder may go
-        with self._submitting:
+        with self.host.commands(), self._submitting:
             if world.closed:
                 return
+            self._plan = self.host.reach(self._plan)
             group = Group(world.expected or 0, 0, ())
             if self._take_over(group, [world]):
                 self._submit_worlds(group, [world])
@@ -229,6 +246,10 @@ class Following:
 
     def _go_round(self) -> float:
         """See how the jobs are; return in how many seconds to do so again."""
+        with self.host.commands():
+            return self._look_at_jobs()
+
+    def _look_at_jobs(self) -> float:
         waiting = self._waiting()
         for world in waiting:
             if exit_verdict(world.folder) is not None:
@@ -372,10 +393,9 @@ class Following:
     def tail(self, world: WorldView, n: int = TAIL) -> list[str]:
         """Return the last lines of what a job has printed."""
         lines: list[str] = []
-        cwd = self._launch.settings.dir
-        asked = self._plan.asked
-        for path in self._scheduler.log_files(asked, cwd, world.folder, world.job):
-            lines += last_lines(path, n)
+        cwd, folder = self._plan.settings.dir, self.host.folder(world)
+        for path in self._scheduler.log_files(self._plan.asked, cwd, folder, world.job):
+            lines += self.host.tail(path, n)
         return lines[-n:]
 
     def note(self) -> str:
@@ -398,7 +418,7 @@ class Following:
 
     def cancel(self) -> None:
         """End what may be left of the closed worlds' jobs."""
-        with self._cancelling:  # a second caller finds it done
+        with self.host.commands(), self._cancelling:  # a second caller finds it done
             self._await_submission()
             left = [world.job for world in self._launch.worlds if self._may_live(world)]
             self._cancelled.update(left)
@@ -423,6 +443,7 @@ class Following:
         while not self._submitting.acquire(timeout=ANSWER):
             if not self._launch.goes_on:
                 leash.cut()
+                self.host.cut()
 
     def _may_live(self, world: WorldView) -> bool:
         if not world.closed or world.stays or world.job is None or world.job in self._cancelled:
@@ -510,6 +531,8 @@ def give_up(scheduler: Scheduler, world: WorldView) -> str:
 
 
 def _pursue(node: Node, scheduler: Scheduler, number: JobId) -> None:
+    context = copy_context()  # which knows the host on which commands run
+
     def look() -> None:
         try:
             found = scheduler.poll([number]).get(number)
@@ -521,7 +544,9 @@ def _pursue(node: Node, scheduler: Scheduler, number: JobId) -> None:
             _log.log("info", f"job {number} could not be cancelled: {exc}")
         _pursue(node, scheduler, number)
 
-    node.progress.call_later(PURSUE_EVERY, lambda: node.turns.background(look))
+    node.progress.call_later(
+        PURSUE_EVERY, lambda: node.turns.background(partial(context.run, look))
+    )
 
 
 def exit_verdict(folder: str) -> Verdict | None:
@@ -547,24 +572,6 @@ def exit_verdict(folder: str) -> Verdict | None:
         signal=signal.SIGTERM if asked or status == ASKED else None,
         source="exit file",
     )
-
-
-def last_lines(path: str, n: int) -> list[str]:
-    """Return the last lines of a file, without reading all of a long one."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - (1 << 16)))
-            return list(deque(file.read().decode(errors="replace").splitlines(), maxlen=n))
-    except OSError:
-        return []
-
-
-def _number_tasks(folder: str, folders: Sequence[str]) -> None:
-    """Let a job array find its tasks' folders by their numbers."""
-    os.mkdir(os.path.join(folder, "tasks"), 0o700)
-    for number, target in enumerate(folders):
-        os.symlink(os.path.abspath(target), os.path.join(folder, "tasks", str(number)))
 
 
 def _shown(argv: Sequence[str], folder: str) -> str:

@@ -184,6 +184,8 @@ class LSFManager(LSF, BatchManager):
 
     Args:
         n: How many workers, in one job unless `split` says otherwise.
+        via: The login host, as "[user@]host[:port]", where this process is not on one.
+        ssh: The program that leads there, with what always follows it.
 
     Example:
         >>> import hpcdist
@@ -193,9 +195,9 @@ class LSFManager(LSF, BatchManager):
     """
 
     # It is a scheduler and a manager of it, so that a site's own class can change either.
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, *, via: str | None = None, ssh: str | Sequence[str] = "ssh") -> None:
         LSF.__init__(self)
-        BatchManager.__init__(self, self, n)
+        BatchManager.__init__(self, self, n, via=via, ssh=ssh)
 
 
 def _spanned(asked: Asked) -> str | None:

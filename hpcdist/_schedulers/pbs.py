@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shlex
@@ -211,7 +210,7 @@ class PBS(Scheduler):
 
     def find(self, job: JobSpec, script: str, log: str | None) -> JobId | None:
         """Look for the job of a script, which no other job has."""
-        mine = commands.run(["qselect", "-u", getpass.getuser()], log=log)
+        mine = commands.run(["qselect", "-u", commands.user()], log=log)
         if mine.status:
             raise CommandFailed(mine)
         ids = mine.out.split()
@@ -290,6 +289,8 @@ class PBSManager(PBS, BatchManager):
 
     Args:
         n: How many workers, in one job unless `split` says otherwise.
+        via: The login host, as "[user@]host[:port]", where this process is not on one.
+        ssh: The program that leads there, with what always follows it.
 
     Example:
         >>> import hpcdist
@@ -300,9 +301,9 @@ class PBSManager(PBS, BatchManager):
     """
 
     # It is a scheduler and a manager of it, so that a site's own class can change either.
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, *, via: str | None = None, ssh: str | Sequence[str] = "ssh") -> None:
         PBS.__init__(self)
-        BatchManager.__init__(self, self, n)
+        BatchManager.__init__(self, self, n, via=via, ssh=ssh)
 
 
 def _spread(given: Mapping[str, object]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from hpcdist._contract.adapting import Adapt
 from hpcdist._contract.kept_managers import LaunchView, Plan
 from hpcdist._contract.managers import Settings
 from hpcdist._keeper import installed_mpi
+from hpcdist._keeper.installed_mpi import Mpi
 from hpcdist._keeper.keeper_link import checkout
+from hpcdist._managers.ssh_machines import Machine
 from hpcdist._schedulers import job
 from hpcdist._schedulers.job import FOLDER, JobSpec
 from hpcdist._schedulers.launchers import WorldLauncher, telling
@@ -20,6 +22,7 @@ from hpcdist._schedulers.scheduler import Scheduler
 from hpcdist._worker import gpus
 
 PLACEHOLDER = "hpcdist-run"  # the run's name in a script that is only shown
+_LOOPBACK = "lo"  # there a port of the login host leads to; nobody else need reach this one
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,33 @@ def groups(sizes: Sequence[int], longest: int) -> list[Group]:
     return [Group(size, len(them) if len(them) > 1 else 0, tuple(them)) for size, them in found]
 
 
+@dataclass(frozen=True)
+class Via:
+    """The login host on which jobs are submitted, and the `ssh` that leads there."""
+
+    machine: Machine
+    ssh: tuple[str, ...] = ("ssh",)
+
+
+@dataclass(frozen=True)
+class There:
+    """What that host has.
+
+    Attributes:
+        host: Its name.
+        jobs: The folder that knows of all runs of its user.
+        package: Where hpcdist lies; None: where its interpreter finds it.
+        mpi: What the workers' interpreter loads there; None: nothing it could use.
+        no_mpi: Why.
+    """
+
+    host: str
+    jobs: str
+    package: str | None
+    mpi: Mpi | None
+    no_mpi: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan(Plan):
     """The plan of a launch in jobs.
@@ -60,11 +90,15 @@ class BatchPlan(Plan):
         scheduler: Whose jobs they will be.
         n: How many workers there are to be, or ranks of a program.
         asked: The options, ours and the scheduler's.
+        via: Where they are submitted; None: here.
+        there: What is known of that host, once it has been reached.
     """
 
     scheduler: Scheduler
     n: int
     asked: Asked
+    via: Via | None = None
+    there: There | None = None
 
     @property
     def groups(self) -> list[Group]:
@@ -74,7 +108,8 @@ class BatchPlan(Plan):
 
     def folder(self, name: str = PLACEHOLDER) -> str:
         """Return where the folder of a run lies, or would."""
-        return os.path.join(self.asked.own.job_dir or job.jobs_folder(), name)
+        usual = job.jobs_folder() if self.there is None else self.there.jobs
+        return os.path.join(self.asked.own.job_dir or usual, name)
 
     def launcher(self, n: int, *, watched: bool = True) -> WorldLauncher:
         """Choose how to start a world, asking for the MPI in use only where it matters.
@@ -86,9 +121,16 @@ class BatchPlan(Plan):
         blind = not self.scheduler.always_mpiexec and (
             isolation == "process" or (own.mpi is not None and own.launcher != "mpiexec")
         )
-        found = None if blind else installed_mpi.find_mpi(self.settings.python)
+        found = None if blind else self._mpi()
         made = self.scheduler.launcher(n, self.asked, isolation, found, watched=watched)
         return telling(made) if watched else made
+
+    def _mpi(self) -> Mpi:
+        if self.there is None:
+            return installed_mpi.find_mpi(self.settings.python)
+        if self.there.mpi is None:
+            raise RuntimeError(f"on {self.there.host}: {self.there.no_mpi}")
+        return self.there.mpi
 
     def program(
         self,
@@ -156,7 +198,7 @@ class BatchPlan(Plan):
     ) -> JobSpec:
         scheduler, own = self.scheduler, self.asked.own
         tasks = 0 if group is None else group.tasks
-        here = checkout()
+        here = checkout() if self.there is None else self.there.package
         draft = JobSpec(
             name=name,
             prefix=scheduler.prefix,
@@ -186,11 +228,14 @@ class BatchPlan(Plan):
         return replace(draft, options=complete, directives=scheduler.directives(complete))
 
 
-def make(scheduler: Scheduler, n: int, settings: Settings, owner: str) -> BatchPlan:
+def make(
+    scheduler: Scheduler, n: int, settings: Settings, owner: str, via: Via | None = None
+) -> BatchPlan:
     """Read and check the options of a launch; nothing is made and nothing is asked.
 
     Args:
         owner: The manager, as messages name it.
+        via: Where jobs are submitted; None: here.
 
     Raises:
         TypeError, ValueError: As the public API says.
@@ -212,10 +257,23 @@ def make(scheduler: Scheduler, n: int, settings: Settings, owner: str) -> BatchP
         raise ValueError(
             f"linger={linger:g} is longer than the walltime: the jobs may run for {walltime:g} s"
         )
-    if scheduler.in_allocation(asked):
+    if via is not None:
+        if linger is not None:
+            raise ValueError(f"linger= is for drivers on the login host, not {owner}")
+        interface = _LOOPBACK
+    elif scheduler.in_allocation(asked):
         linger = None  # the next driver finds the allocation without it
     return BatchPlan(
-        settings, sizes, interface, walltime, linger, n, scheduler=scheduler, n=n, asked=asked
+        settings,
+        sizes,
+        interface,
+        walltime,
+        linger,
+        n,
+        scheduler=scheduler,
+        n=n,
+        asked=asked,
+        via=via,
     )
 
 

@@ -204,7 +204,8 @@ class Slurm(Scheduler):
     def flavours(self) -> frozenset[str]:
         """Ask srun which MPI flavours it has; what is usual where it cannot be asked."""
         try:
-            return _flavours()
+            host = commands.place()
+            return _flavours("" if host is None else host.name)
         except (CommandMissing, CommandLate):
             return _USUAL_FLAVOURS
 
@@ -305,6 +306,8 @@ class SlurmManager(Slurm, BatchManager):
 
     Args:
         n: How many workers, in one job unless `split` says otherwise.
+        via: The login host, as "[user@]host[:port]", where this process is not on one.
+        ssh: The program that leads there, with what always follows it.
 
     Example:
         >>> import hpcdist
@@ -315,18 +318,19 @@ class SlurmManager(Slurm, BatchManager):
     """
 
     # It is a scheduler and a manager of it, so that a site's own class can change either.
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, *, via: str | None = None, ssh: str | Sequence[str] = "ssh") -> None:
         Slurm.__init__(self)
-        BatchManager.__init__(self, self, n)
+        BatchManager.__init__(self, self, n, via=via, ssh=ssh)
 
 
 def _in_allocation(asked: Asked) -> bool:
     """Tell whether the workers are to be a step of the allocation this process runs in."""
-    return asked.own.launcher == "srun" and allocation.inside()
+    return asked.own.launcher == "srun" and commands.place() is None and allocation.inside()
 
 
 @functools.cache
-def _flavours() -> frozenset[str]:
+def _flavours(host: str) -> frozenset[str]:
+    """Ask once on each host."""
     done = commands.run(["srun", "--mpi=list"], deadline=MPI_LIST_DEADLINE)
     # Versions differ in which of the two streams they print it on.
     return parse_mpi_list(done.out + "\n" + done.err) or _USUAL_FLAVOURS

@@ -225,6 +225,13 @@ class Slurm:
         path = self.path(name)
         return path.read_text(errors="replace") if path.is_file() else ""
 
+    def own_folder(self, name: str) -> Path:
+        """Return an empty folder that all machines see under the path it has here."""
+        folder = self._state / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o755)
+        return folder
+
     # --- commands
 
     def start(

@@ -152,9 +152,11 @@ write_config() {
     chmod 755 "$STATE"
     mkdir -p "$STATE"/{pid,log,ready,home,etc/slurm,etc/munge}; chmod 755 "$STATE" "$STATE"/{log,home,etc,etc/slurm}
     chmod 711 "$STATE/log"; rm -f "$STATE"/log/*
-    { grep -v "^$HPC_USER:" /etc/passwd; echo "$HPC_USER:x:$HPC_UID:$HPC_UID::/home/$HPC_USER:/bin/bash"; } >"$STATE/etc/passwd"
+    { grep -Ev "^($HPC_USER|sshd):" /etc/passwd
+        echo "sshd:x:20022:65534::/run/sshd:/usr/sbin/nologin"
+        echo "$HPC_USER:x:$HPC_UID:$HPC_UID::/home/$HPC_USER:/bin/bash"; } >"$STATE/etc/passwd"
     { grep -v "^$HPC_USER:" /etc/group; echo "$HPC_USER:x:$HPC_UID:"; } >"$STATE/etc/group"
-    (umask 077; printf '%s:*:19000:0:99999:7:::\n' root "$HPC_USER" munge slurm >"$STATE/etc/shadow"); chmod 600 "$STATE/etc/shadow"
+    (umask 077; printf '%s:*:19000:0:99999:7:::\n' root sshd "$HPC_USER" munge slurm >"$STATE/etc/shadow"); chmod 600 "$STATE/etc/shadow"
     install -d -o "$HPC_UID" -g "$HPC_UID" -m 755 "$STATE/home/$HPC_USER"
     { echo "127.0.0.1 localhost"; echo "$(addr login) login"; for ((i = 1; i <= n; i++)); do echo "$(addr "n$i") n$i"; done; } >"$STATE/etc/hosts"
     : >"$STATE/etc/resolv.conf"

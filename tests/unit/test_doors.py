@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hpcdist._schedulers.calling import Caller
+from hpcdist._schedulers.submit_host import SubmitHost
 from hpcdist._transport import doors
 from hpcdist._transport.network import Address
 from tests.helpers import eventually
@@ -107,7 +108,7 @@ def test_each_door_is_visited_once(
         job="7", closed=False, renews=False, folder=str(tmp_path), door=SimpleNamespace(call=call)
     )
     launch: Any = SimpleNamespace(pending=True, worlds=[up, world], background=background)
-    caller = Caller(launch)
+    caller = Caller(launch, SubmitHost())
     caller.go_round()
     caller.go_round()
     assert called == [[("10.0.0.1", 4711)]]
