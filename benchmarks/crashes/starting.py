@@ -49,9 +49,9 @@ class Start:
         self._enter_environment()
         try:
             adding, os_pid, parent = self._begin()
+            begin = time.monotonic()
             if cause == "disk":
                 fill_disk()
-            begin = time.monotonic()
             if cause in _SIGNALS and self.cell.way != "slurm":
                 os.kill(os_pid, getattr(signal, cause))
             if cause == "keeper":
@@ -102,15 +102,15 @@ class Start:
             came_up = adding.value  # there was room enough
         else:
             self.faults.append(str(adding))
-        died = 0
+        died = []
         for pid in came_up:
             try:
                 remotecall_fetch(hpcdist.myid, pid)
             except ProcessExitedException as exc:
-                died += exc.pid == pid
-        if died > (self.cell.cause in ("memory", "disk")):  # the room may not last
-            self.faults.append(f"{died} of those that came up do not answer")
-        if died == 0 and sorted(hpcdist.workers()) != sorted({*self._before, *came_up}):
+                died.append(str(exc))
+        if len(died) > (self.cell.cause in ("memory", "disk")):  # the room may not last
+            self.faults.append(f"do not answer: {died}")
+        if not died and sorted(hpcdist.workers()) != sorted({*self._before, *came_up}):
             self.faults.append(f"workers() is {hpcdist.workers()}, {came_up} had come up")
         hpcdist.rmprocs(came_up)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import math
 import os
 import signal
 import socket
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 _END = 5.0  # seconds that the end of a process may take
 MAIN = threading.main_thread().ident or 0
 SignalHandler = Callable[[int, FrameType | None], None]
+
+
+def _end_within(seconds: float) -> None:
+    """End this process with all its stacks after so long, or at least end it."""
+    try:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    except RuntimeError:  # there is no memory for the thread that would watch
+        signal.alarm(math.ceil(seconds))
 
 
 class Machine:
@@ -59,23 +68,25 @@ class Machine:
             clear_away: Called last.
             by_libc: Run the C library's exit handlers.
         """
-        faulthandler.dump_traceback_later(_END, exit=True)
         try:
+            _end_within(_END)
             if threading.get_ident() == self.main:
                 atexit._run_exitfuncs()
-        finally:
-            clear_away()
-            for stream in (sys.__stdout__, sys.__stderr__):
-                try:
-                    if stream is not None:
-                        stream.flush()
-                except (OSError, ValueError):
-                    pass
-            if by_libc:
-                import ctypes
+        finally:  # whatever goes wrong, as without memory anything may: never back to the caller
+            try:
+                clear_away()
+                for stream in (sys.__stdout__, sys.__stderr__):
+                    try:
+                        if stream is not None:
+                            stream.flush()
+                    except (OSError, ValueError):
+                        pass
+                if by_libc:
+                    import ctypes
 
-                ctypes.CDLL(None).exit(code)
-            os._exit(code)
+                    ctypes.CDLL(None).exit(code)
+            finally:
+                os._exit(code)
 
     def catch_sigint(self, handler: SignalHandler) -> None:
         """Let a handler have Ctrl-C, if nobody else wants it and this is the main thread."""
