@@ -66,12 +66,12 @@ class Cell:
 
 
 def cells(ways: Sequence[str]) -> list[Cell]:
-    """Return all cells of these ways."""
+    """Return all cells of these ways; workers without MPI between them have no `spmd`."""
     return [
         Cell(way, cause, moment)
         for way in ways
         for moment, cause in itertools.product(MOMENTS, CAUSES)
-        if way != "slurm" or cause in IN_JOBS
+        if (way != "slurm" or cause in IN_JOBS) and (way != "process" or moment != "spmd")
     ]
 
 

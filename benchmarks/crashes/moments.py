@@ -157,12 +157,9 @@ def reduce(stage: Stage) -> None:
 
 
 def spmd(stage: Stage) -> None:
-    """It is in a collective operation of MPI with those beside it; alone, if they have no MPI."""
-    together = stage.cell.way != "process"
-    pids = [stage.victim, *stage.near] if together else [stage.victim]
-    if together:
-        stage.may_go |= set(stage.near)  # where MPI has no other way to free them
-    section = hpcdist.spmd.submit(victim.section, pids=pids, grace=1)
+    """It is in a collective operation of MPI with those beside it."""
+    stage.may_go |= set(stage.near)  # where MPI has no other way to free them
+    section = hpcdist.spmd.submit(victim.section, pids=[stage.victim, *stage.near], grace=1)
     stage.wait("a section", section.fetch)
     stage.until_here()
 

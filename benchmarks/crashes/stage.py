@@ -155,7 +155,7 @@ class Stage:
         if self.cell.cause == "SIGSTOP":
             return self.removal
         ends = [wait.ended_at - self.acted_at for wait in self.waits if wait.ended]
-        return max([0.0, *ends]) if ends else None
+        return max([0.0, *ends]) if ends and self.acted_at else None
 
     def fault(self, text: str) -> None:
         """Note what ought not to be."""
