@@ -67,8 +67,11 @@ class BatchCalls(Service):
         return self._boards.address
 
     def line_of(self, batch: Batch) -> tuple[int, int] | None:
-        """Read which of its items a batch runs, if it has said so on the board."""
-        return self._boards.read(batch.ident)
+        """Read which of the items of its part a batch runs, if it has said so on the board."""
+        line = self._boards.read(batch.ident)
+        if line is None or not batch.filed:
+            return line
+        return max(0, line[0] - batch.filed), max(0, line[1] - batch.filed)
 
     def send(self, peer: Peer, batch: Batch, is_async: bool, payload: Payload) -> None:
         """Send a batch's order, pickled."""

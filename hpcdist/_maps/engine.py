@@ -18,11 +18,10 @@ from typing import Any
 
 from hpcdist import _errors
 from hpcdist._errors import ProcessExitedException
-from hpcdist._items.timings import Timings
 from hpcdist._maps.backlog import NEVER, Backlog, Retries
-from hpcdist._maps.batch_calls import BatchCalls, SentWork, without_turn
+from hpcdist._maps.batch_calls import SentWork, without_turn
 from hpcdist._maps.blame import Charges, name_part, name_unpicklable, suspects_of
-from hpcdist._maps.demand import Demand, Want
+from hpcdist._maps.demand import Want
 from hpcdist._maps.failure import Failure
 from hpcdist._maps.fitting import Fitting
 from hpcdist._maps.kept_functions import Token
@@ -33,15 +32,15 @@ from hpcdist._maps.lanes import (
     ORDER,
     PATIENCE,
     Batch,
+    Early,
     Lane,
     Question,
     is_alive,
 )
-from hpcdist._maps.map_worker import NOT_THERE, NOT_WANTED, Batches, Order, Report, Work
-from hpcdist._maps.pool_state import Pools
+from hpcdist._maps.map_worker import NOT_THERE, NOT_WANTED, Order, Report, Work
 from hpcdist._maps.sources import Part, Source
 from hpcdist._maps.terms import Terms
-from hpcdist._runtime.node import Node, Service
+from hpcdist._maps.under_way import Maps
 from hpcdist._transport.contracts import Slot
 from hpcdist._wire import codec, messages
 from hpcdist._wire.frames import FAILED, OUTCOME
@@ -49,34 +48,6 @@ from hpcdist._wire.generators import Repeats
 from hpcdist._wire.messages import Forget, TakeBack, TakenBack
 
 _LOOK_AT_ENDS = 1.0  # how often to see whether a job got more time, and whether workers will come
-
-
-class Maps(Service):
-    """The maps under way that this process has called."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        self.batches = node.service(Batches)
-        self.calls = node.service(BatchCalls)
-        self.timings = node.service(Timings)
-        self.demand = node.service(Demand)
-        self.engines: dict[Engine, float] = {}  # and when each began
-        node.on_join.append(self._poke)
-        node.on_death.append(self._poke)
-        node.service(Pools).watchers.append(self._poke)
-
-    def add(self, engine: Engine) -> None:
-        """Take note of a map that begins."""
-        self.engines[engine] = self.node.machine.now()
-
-    def remove(self, engine: Engine) -> None:
-        """Take note of a map that has ended."""
-        self.engines.pop(engine, None)
-
-    def _poke(self, pid: int = 0) -> None:
-        """Let every map look at its workers anew."""
-        for engine in list(self.engines):
-            engine.poke()
 
 
 class Engine:
@@ -356,6 +327,8 @@ class Engine:
 
     def _next_part(self, lane: Lane, lanes: int) -> Part | None:
         size = lane.size(self._unit, self._source.left, lanes, self._seconds)
+        if lane.is_driver and self._terms.early:  # it hands nothing over to itself
+            size = self._unit
         if self._fitting.matters:
             most = self._fitting.most(lane, self._unit)
             if most is not None:
@@ -402,7 +375,8 @@ class Engine:
             lane.since = batch.sent
         lane.batches.append(batch)
         unit = 1 if part.alone else self._unit
-        order = Order(self._sent.token, ident, unit, part.columns, self._terms.seed, part.start)
+        seed, early = self._terms.seed, self._terms.early
+        order = Order(self._sent.token, ident, unit, part.columns, seed, part.start, early)
         if lane.pid == node.me:
             self._maps.calls.run_here(batch, self.work, order)
             return True
@@ -494,6 +468,9 @@ class Engine:
             if what.error is None:
                 self._handed_back(lane, messages.decode(TakenBack, what.value[1])[0].items)
             return
+        if type(what) is Early:
+            self._file_early(what)
+            return
         if what not in lane.batches:
             return
         first = what is lane.batches[0]
@@ -523,14 +500,35 @@ class Engine:
             lane.rest()  # until it has been sent the function
             self.backlog.put(what.part, 0)
             return
-        self._file_report(lane, what.part, Report(*answer), nbytes)
+        self._file_report(lane, what, Report(*answer), nbytes)
 
-    def _file_report(self, lane: Lane, part: Part, report: Report, nbytes: int) -> None:
+    def _file_early(self, early: Early) -> None:
+        """File results of a batch that goes on."""
+        batch = early.batch
+        if batch not in early.lane.batches or early.first != batch.filed:
+            return  # some before these were lost on the way: all of them run again
+        try:
+            results = codec.loads(early.body, early.buffers)
+        except Exception as exc:  # a result that cannot be unpickled here
+            name_part(exc, batch.part)
+            self._fail(exc, batch.part.start)
+            return
+        part, count = batch.part, len(results)
+        batch.part = part.cut(count, part.size, alone=part.alone)
+        batch.filed += count
+        self.backlog.done += count
+        self._sink(part.start, results)
+
+    def _file_report(self, lane: Lane, batch: Batch, report: Report, nbytes: int) -> None:
+        part, lacking = batch.part, report.first - batch.filed
+        if lacking:  # handed over, but not here
+            self.backlog.put(part.cut(0, lacking))
+            part = part.cut(lacking, part.size, alone=part.alone)
         lane.on_board = report.on_board
         self.drew = self.drew or report.drew
         ran, error = len(report.results), report.error
         if ran:
-            seconds = report.seconds / (ran + (error is not None))
+            seconds = report.seconds / (report.first + ran + (error is not None))
             lane.take_note(seconds, nbytes / ran)
             self._fitting.note(seconds)
             self._seconds = lane.seconds
@@ -573,7 +571,7 @@ class Engine:
             begin = end = 0
         if begin < end:
             suspects = part.cut(begin, end)
-            seconds = (self._now() - lane.since) / (begin + 1)
+            seconds = (self._now() - lane.since) / (batch.filed + begin + 1)
             if not self._may_rerun(suspects, seconds, error):
                 return
         self.backlog.put_apart(part, begin, end)

@@ -11,7 +11,8 @@ from hpcdist._checkpoints import records
 from hpcdist._checkpoints.belonging import Belonging, describe
 from hpcdist._checkpoints.session import Session
 from hpcdist._maps.engine import Engine
-from hpcdist._maps.lanes import Batch
+from hpcdist._maps.lanes import Batch, Early
+from hpcdist._maps.map_worker import Report
 from hpcdist._maps.remaining import Remaining, RemainingByKey
 from hpcdist._maps.sources import Source
 from hpcdist._monitor import output
@@ -84,7 +85,8 @@ class InFile(Keeping):
         self._key = key
         self._source: Remaining | None = None
         self._engine: Engine | None = None
-        self._waited: set[int] = set()  # batches that had not been filed at the last look
+        self._waited: set[Any] = set()  # answers that had not been filed at the last look
+        self._seen: set[Any] = set()  # those among them that have been read
         # Of batches that are being kept early, by the index of the first item: who keeps them.
         self._early: set[int] = set()
         self._keepers: dict[int, str] = {}
@@ -104,6 +106,7 @@ class InFile(Keeping):
         if self._source is not None:
             self._engine = None
             self._session.end()
+            self._waited, self._seen = set(), set()
 
     # What was found
 
@@ -149,7 +152,7 @@ class InFile(Keeping):
         self._session.writer.look = self._look
 
     def _look(self) -> None:
-        """Keep the results of batches that have been there since the last look.
+        """Keep the results in answers that have been there since the last look.
 
         Between two `next` of an `imap` the user's program may take hours, and its iterator in the
         middle of a map, too. The writer's thread calls this, beside the thread that maps.
@@ -161,24 +164,24 @@ class InFile(Keeping):
             arrived = [*engine._arrived]
         except RuntimeError:  # they changed meanwhile: so they are being filed
             arrived = []
-        waiting = [what for what in arrived if type(what) is Batch and what.error is None]
-        for batch in waiting:
-            if batch.ident in self._waited and batch.part.start not in self._early:
-                self._keep_early(batch, engine)
-        self._waited = {batch.ident for batch in waiting}
+        waiting = [what for what in arrived if type(what) is Early or _has_come(what)]
+        for what in waiting:
+            if what in self._waited and what not in self._seen:
+                self._seen.add(what)
+                self._keep_early(what, engine)
+        self._waited = set(waiting)
+        self._seen &= self._waited
 
-    def _keep_early(self, batch: Batch, engine: Engine) -> None:
-        start = batch.part.start
-        self._early.add(start)
-        if batch not in engine._arrived:  # its sink may have looked before we said so
-            self._early.discard(start)
-            return
+    def _keep_early(self, what: Batch | Early, engine: Engine) -> None:
         try:
-            results = _results_of(batch)
+            start, results = _results_of(what)
             names, packed = self._names(start, len(results)), records.pack_values(results)
         except Exception:  # the thread that maps will tell
-            results = []
+            return
         if not results:
+            return
+        self._early.add(start)
+        if what not in engine._arrived:  # its sink may have looked before we said so
             self._early.discard(start)
         # Of the two threads, the one that enters itself first keeps it. Nobody has seen the results
         # before: so they are as they came.
@@ -191,16 +194,25 @@ class InFile(Keeping):
         return self._keepers.setdefault(start, "sink") == "early"
 
 
-def _results_of(batch: Batch) -> list[Any]:
-    """Decode the results in an answer; none where they are no plain values."""
-    flags, body, buffers = batch.value
+def _has_come(what: object) -> bool:
+    return type(what) is Batch and what.error is None
+
+
+def _results_of(what: Batch | Early) -> tuple[int, list[Any]]:
+    """Decode the results in an answer, with the index of the first item.
+
+    None where they are no plain values.
+    """
+    if isinstance(what, Early):
+        return what.batch.start + what.first, codec.loads(what.body, what.buffers)
+    flags, body, buffers = what.value
     if flags & OUTCOME == FAILED or flags & REFS:
-        return []
+        return what.start, []
     answer = body if flags & OUTCOME == OURS else codec.loads(body, buffers) if len(body) else None
     if not answer:
-        return []
-    results: list[Any] = answer[0]
-    return results
+        return what.start, []
+    report = Report(*answer)
+    return what.start + report.first, report.results
 
 
 def keeping(

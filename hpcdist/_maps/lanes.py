@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcdist._maps.map_worker import BUDGET
 from hpcdist._maps.sources import Part
 from hpcdist._runtime.node import Node
 from hpcdist._transport.contracts import Waitable
+from hpcdist._wire.frames import Body, Buffer
 
 IN_FLIGHT = 2  # batches a lane holds
 _GROWTH = 64  # the most a batch grows at a time: items differ
@@ -28,12 +29,25 @@ class Batch(Waitable):
         self.lane = lane
         self.where = lane.pid
         self.ident = ident
-        self.part = part
+        self.start = part.start
+        self.part = part  # without what was handed over, or back
         self.sent = sent
+        self.filed = 0  # how many of its results were handed over
 
     def arrived(self) -> None:
         """Tell the engine. Called by the driver."""
         self.lane.note(self)
+
+
+class Early:
+    """Results of a batch that goes on, as they have come."""
+
+    def __init__(self, batch: Batch, first: int, body: Body, buffers: Sequence[Buffer]) -> None:
+        self.lane = batch.lane
+        self.batch = batch
+        self.first = first  # which of the batch's items the first of them belongs to
+        self.body = body
+        self.buffers = buffers
 
 
 class Question(Waitable):

@@ -6,6 +6,10 @@ another worker is idle, the map has failed) a control takes them away on the rig
 progress side, whatever the user's function does meanwhile: both ends are atomic, so an item is
 either started or handed back.
 
+A map with a checkpoint wants to have what is finished even if the next item of the batch takes
+hours. So a batch that takes long hands its results over while it runs, each once; the report at
+its end has the rest.
+
 Each batch says on its map's board which of its items run. Writing costs too much for items of a
 tenth of a microsecond, so these are entered a few at a time; an item of more than a fraction of a
 millisecond is entered alone.
@@ -16,6 +20,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice, repeat, starmap
 from threading import Lock
 from types import CoroutineType
@@ -32,12 +37,13 @@ from hpcdist._remote.calls import Calls
 from hpcdist._runtime.node import Mail, Node, Service, on
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec, frames, messages, object_paths
-from hpcdist._wire.messages import Forget, TakeBack, TakenBack
+from hpcdist._wire.messages import Forget, HandedOver, TakeBack, TakenBack
 
 BUDGET = 0.005  # seconds of work an "auto" batch aims at
 _ENTRY = 0.0002  # items of this much work together are entered on the board as one
 _ENTRY_MOST = 64
 _STEPS_MOST = 64
+_HAND_OVER_EVERY = 0.25  # seconds
 
 
 class Work:
@@ -95,6 +101,7 @@ class Order(NamedTuple):
     columns: Sequence[Any]  # the same part of each collection
     seed: int  # of the map's random numbers
     start: int  # the index of the first item in the map
+    early: bool  # results are to be handed over while the rest of the batch takes long
 
 
 class Report(NamedTuple):
@@ -105,6 +112,7 @@ class Report(NamedTuple):
     seconds: float
     on_board: bool  # the batch has said on the board what it runs
     drew: bool  # an item asked for random numbers
+    first: int  # how many results were handed over before: they are not among these
 
 
 NOT_WANTED = None  # the answer in place of a report: the map had ended
@@ -114,13 +122,14 @@ NOT_THERE = False  # likewise: the worker cannot open the memory that the functi
 class Outcome:
     """How a batch ended: results of its first items, then perhaps an error; the rest never ran."""
 
-    __slots__ = ("drew", "error", "results", "seconds")
+    __slots__ = ("drew", "error", "first", "results", "seconds")
 
     def __init__(self) -> None:
         self.results: list[Any] = []
         self.error: BaseException | None = None
         self.seconds = 0.0
         self.drew = False  # an item asked for random numbers
+        self.first = 0  # how many results have been handed over
 
     @property
     def hides_coroutines(self) -> bool:
@@ -131,12 +140,14 @@ class Outcome:
         """Note how it went."""
         self.seconds = seconds
         self.drew = running.streams.were_used
+        self.first = running.close()
         running.queue.clear()  # what never ran must not stay: it and its streams know each other
 
     def fields(self, pid: int, on_board: bool) -> tuple[Any, ...]:
         """Say how it went, on a process: the fields of a `Report`."""
         error = None if self.error is None else _errors.encode_error(self.error, pid)
-        return self.results, error, self.seconds, on_board, self.drew
+        results = self.results[self.first :] if self.first else self.results
+        return results, error, self.seconds, on_board, self.drew, self.first
 
     async def await_results(self, work: Work, order: Order) -> None:
         """Put what coroutines among the results return in their place."""
@@ -172,36 +183,61 @@ class Running:
 
     Args:
         order: The batch.
+        results: Of its items; it grows.
         active: The batches that run in this process.
-        lock: Guards taking away, and the count of it.
+        lock: Guards taking away, and the count of it; handing over, and the end of it.
     """
 
-    __slots__ = ("_active", "_key", "lock", "queue", "streams", "taken", "total", "unit")
+    __slots__ = (
+        *("_active", "handed", "hands_over", "key", "lock", "queue", "results", "streams"),
+        *("seen", "taken", "total", "unit"),
+    )
 
-    def __init__(self, order: Order, active: dict[Key, Running], lock: Lock) -> None:
-        token, ident, self.unit, columns, seed, start = order
+    def __init__(
+        self, order: Order, results: list[Any], active: dict[Key, Running], lock: Lock
+    ) -> None:
+        token, ident, self.unit, columns, seed, start, early = order
         first = columns[0]
-        self._key = (token[0], ident)
+        self.key = (token[0], ident)
         self._active = active
         self.queue: deque[Any] = deque(first if len(columns) == 1 else zip(*columns, strict=False))
         self.total = len(self.queue)
         self.lock = lock
         self.taken = 0
+        self.results = results
+        self.handed = 0  # results
+        self.seen = 0  # results, at the last look
+        self.hands_over = early and self.total > 1
         self.streams = Streams(seed, lambda: start + self.started() - 1)
 
     def __enter__(self) -> Running:
         self.streams.__enter__()
-        self._active[self._key] = self
+        self._active[self.key] = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._active.pop(self._key, None)
+        self._active.pop(self.key, None)
         self.streams.__exit__()
 
     def started(self) -> int:
         """Tell how many items have been started."""
         with self.lock:
             return self.total - self.taken - len(self.queue)
+
+    def hand_over(self, first: int, upto: int, post: Callable[[], None]) -> bool:
+        """Have results posted, unless the batch has ended, or they were; tell whether they are."""
+        with self.lock:
+            if not self.hands_over or self.handed != first:
+                return False
+            post()
+            self.handed = upto
+            return True
+
+    def close(self) -> int:
+        """Hand nothing over any more; return how many results were."""
+        with self.lock:
+            self.hands_over = False
+            return self.handed
 
     def is_over(self, done: int) -> bool:
         """Tell whether every item was run or taken away."""
@@ -250,6 +286,8 @@ class Batches(Service):
         self._clock = node.machine.now
         self._lock = node.machine.lock  # makes one
         self._active: dict[Key, Running] = {}
+        self._looks = False  # for results to hand over
+        self._looking = node.machine.lock()  # guards beginning to
         # How many items of each map were last entered on the board as one.
         self._steps: dict[Token, int] = {}
 
@@ -305,7 +343,8 @@ class Batches(Service):
     def perform(self, work: Work, order: Order) -> Outcome:
         """Run the items of a batch in order."""
         token, ident, unit = order[:3]
-        out, running, clock = Outcome(), Running(order, self._active, self._lock()), self._clock
+        out, clock = Outcome(), self._clock
+        running = Running(order, out.results, self._active, self._lock())
         queue = running.queue
         memory, place = self._boards.others.get(token[0]), place_of(ident)
         results, mapped = out.results, work.mapped
@@ -316,6 +355,8 @@ class Batches(Service):
         end = began + 2 * BUDGET
         try:
             with running:
+                if running.hands_over and not self._looks:
+                    self._look_later()
                 while queue:
                     many = min(step, len(queue) if unit == 1 else unit - done % unit)
                     if memory is not None:
@@ -344,11 +385,14 @@ class Batches(Service):
         """Run the items of a batch in order, on the event loop."""
         import asyncio  # 20 ms: not before the first map
 
-        out, running, clock = Outcome(), Running(order, self._active, self._lock()), self._clock
+        out, clock = Outcome(), self._clock
+        running = Running(order, out.results, self._active, self._lock())
         memory, place = self._boards.others.get(order.token[0]), place_of(order.ident)
         began = clock()
         try:
             with running:
+                if running.hands_over and not self._looks:
+                    self._look_later()
                 for done, item in enumerate(running.fed()):
                     if memory is not None:
                         LINE.pack_into(memory, place, order.ident, done, done + 1)
@@ -361,6 +405,41 @@ class Batches(Service):
             out.error = exc
         out.end(clock() - began, running)
         return out
+
+    # Handing results over, while the thread that runs the batch is in an item that takes long.
+
+    def _look_later(self) -> None:
+        with self._looking:
+            looks, self._looks = self._looks, True
+        if not looks:
+            self.node.progress.call_later(_HAND_OVER_EVERY, self._look)
+
+    def _look(self) -> None:
+        """Hand over what has been finished for a while. Called by the driver."""
+        self._looks = False
+        waiting = [running for running in list(self._active.values()) if running.hands_over]
+        for running in waiting:
+            seen, running.seen = running.seen, len(running.results)
+            if seen > running.handed:
+                self.node.turns.background(partial(self._hand_over, running, seen))
+        if waiting:
+            self._look_later()
+
+    def _hand_over(self, running: Running, upto: int) -> None:
+        """Send results of a batch that goes on. Whatever cannot be sent stays for its report."""
+        (pid, ident), first = running.key, running.handed
+        try:
+            results = codec.dumps(running.results[first:upto])
+        except Exception:  # the thread that runs the batch will tell
+            return
+        peer = self.node.peers.get(pid)
+        if peer is None or results.refs or first >= upto:  # references are counted as they leave
+            return
+        said = HandedOver(ident, first)
+        results.own()
+        post = lambda: peer.send(said, 0, results.body, results.buffers)
+        if running.hand_over(first, upto, post):
+            self.node.progress.soon()
 
     # Handing items back. Called by the driver, beside the thread that runs the batch.
 

@@ -21,7 +21,7 @@ from hpcdist._maps.backlog import Retries
 from hpcdist._maps.blame import name_part
 from hpcdist._maps.caching_pools import CachingPool
 from hpcdist._maps.default_pool import DefaultPool, is_default
-from hpcdist._maps.engine import Engine, Maps
+from hpcdist._maps.engine import Engine
 from hpcdist._maps.failure import Failure
 from hpcdist._maps.keeping import keeping
 from hpcdist._maps.map_options import MapOptions
@@ -31,6 +31,7 @@ from hpcdist._maps.ranked import RankedEngine
 from hpcdist._maps.results import Arrived, AsTheyCome, InOrder, Results
 from hpcdist._maps.sources import Source
 from hpcdist._maps.terms import Terms
+from hpcdist._maps.under_way import Maps
 from hpcdist._monitor import output
 from hpcdist._public import public
 from hpcdist._runtime.running import Runners
@@ -374,6 +375,7 @@ class _Job:
             patient=is_default(self.pool) or bool(tag),
             duration=fitting.checked(duration),
             tag=tag,
+            early=checkpoint is not None,
         )
         self.bar = bar(self._node.machine, self.source.size) if progress else Bar()
         self._engine: Engine | None = None

@@ -19,11 +19,12 @@ from hpcdist._items.random_numbers import Streams
 from hpcdist._maps.backlog import NEVER, Retries
 from hpcdist._maps.blame import item_of, name_unpicklable
 from hpcdist._maps.demand import Want
-from hpcdist._maps.engine import Engine, Maps
+from hpcdist._maps.engine import Engine
 from hpcdist._maps.lanes import is_alive
 from hpcdist._maps.map_worker import Work
 from hpcdist._maps.sources import Part, Source
 from hpcdist._maps.terms import Terms
+from hpcdist._maps.under_way import Maps
 from hpcdist._remote.calls import Calls
 from hpcdist._remote.futures import Future
 from hpcdist._runtime.node import here

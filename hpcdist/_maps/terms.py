@@ -16,3 +16,4 @@ class Terms(NamedTuple):
     patient: bool = False  # whether to wait for workers in the place of all that have died
     duration: float | None = None  # what an item takes, in seconds, if the user says so
     tag: str = ""  # that these have; "": any worker will do
+    early: bool = False  # whether results are wanted while the rest of their batch takes long

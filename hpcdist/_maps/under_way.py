@@ -1,11 +1,67 @@
-"""The maps under way that this process has called, as others are shown them."""
+"""The maps under way that this process has called, and how others are shown them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from hpcdist._maps.engine import Maps
-from hpcdist._runtime.node import Node
+from hpcdist._items.timings import Timings
+from hpcdist._maps.backlog import Backlog
+from hpcdist._maps.batch_calls import BatchCalls
+from hpcdist._maps.demand import Demand
+from hpcdist._maps.lanes import Batch, Early
+from hpcdist._maps.map_worker import Batches, Work
+from hpcdist._maps.pool_state import Pools
+from hpcdist._runtime.node import Mail, Node, Service, on
+from hpcdist._wire.messages import HandedOver
+
+
+class Engine(Protocol):
+    """One map under way."""
+
+    work: Work
+    backlog: Backlog
+    failures: int
+
+    @property
+    def workers(self) -> int:
+        """How many workers it has."""
+
+    def poke(self) -> None:
+        """Look at the workers anew."""
+
+
+class Maps(Service):
+    """The maps under way that this process has called."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.batches = node.service(Batches)
+        self.calls = node.service(BatchCalls)
+        self.timings = node.service(Timings)
+        self.demand = node.service(Demand)
+        self.engines: dict[Engine, float] = {}  # and when each began
+        node.on_join.append(self._poke)
+        node.on_death.append(self._poke)
+        node.service(Pools).watchers.append(self._poke)
+
+    def add(self, engine: Engine) -> None:
+        """Take note of a map that begins."""
+        self.engines[engine] = self.node.machine.now()
+
+    def remove(self, engine: Engine) -> None:
+        """Take note of a map that has ended."""
+        self.engines.pop(engine, None)
+
+    @on(HandedOver)
+    def _on_handed_over(self, said: HandedOver, mail: Mail) -> None:
+        batch = self.node.pending.get(said.batch)
+        if isinstance(batch, Batch):  # else it has ended, in whatever way
+            batch.lane.note(Early(batch, said.first, mail.body, mail.buffers))
+
+    def _poke(self, pid: int = 0) -> None:
+        """Let every map look at its workers anew."""
+        for engine in list(self.engines):
+            engine.poke()
 
 
 class MapState(NamedTuple):

@@ -358,6 +358,14 @@ class Forget(NamedTuple):
     batches: list[int]
 
 
+@control(69)
+class HandedOver(NamedTuple):
+    """From a worker: results of a batch that goes on; the list of them lies behind."""
+
+    batch: int
+    first: int  # which of the batch's items the first of them belongs to
+
+
 # Trees, and values on many processes
 
 

@@ -9,9 +9,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 import hpcdist
@@ -216,6 +218,107 @@ def test_what_has_arrived_is_kept_while_the_program_is_elsewhere(
     eventually(lambda: len(list(read_checkpoint(path))) > 1)
     assert sorted([[0], *results]) == [[k] for k in range(100)]
     assert sorted(read_checkpoint(path)) == [(k, [k]) for k in range(100)]
+
+
+class Held:
+    """A function some of whose items wait for a file; it notes what ran."""
+
+    def __init__(self, folder: Path, held: tuple[int, ...], make: Callable[[int], Any]) -> None:
+        self.folder = folder
+        self.held = held
+        self.make = make
+
+    def __call__(self, k: int) -> Any:
+        with self.folder.joinpath("log").open("a") as file:
+            file.write(f"{k}\n")
+        while k in self.held and not self.folder.joinpath(f"go{k}").exists():
+            time.sleep(0.001)
+        return self.make(k)
+
+    def let(self, k: int) -> None:
+        self.folder.joinpath(f"go{k}").touch()
+
+
+MADE: dict[str, Callable[[int], Any]] = {
+    "numbers": lambda k: k,
+    "arrays": lambda k: numpy.full(10_000, k).tolist() if k % 2 else numpy.full(10_000, k),
+    "of the script": lambda k: Result(k),
+}
+
+
+class Result:
+    """What an item may return."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+
+def kept(path: Path) -> list[Any]:
+    return sorted(k for k, _ in read_checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    ("made", "how"),
+    [("numbers", {}), ("arrays", {"batch_size": 1}), ("of the script", {"key": str})],
+)
+def test_what_is_finished_is_kept_while_the_next_item_of_the_batch_runs(
+    made: str, how: dict[str, Any], path: Path, tmp_path: Path, pids: list[int]
+) -> None:
+    pool = hpcdist.WorkerPool(pids[:1])
+    f = Held(tmp_path, (39,), MADE[made])
+    with ThreadPoolExecutor(1) as beside:
+        results = beside.submit(pmap, f, range(40), pool=pool, checkpoint=path, **how)
+        try:
+            eventually(lambda: (path.exists() and len(kept(path)) == 39) or results.done())
+            assert not results.done()
+        finally:
+            f.let(39)
+        assert len(results.result()) == 40
+    assert kept(path) == sorted(map(str, range(40)) if "key" in how else range(40))
+    assert runs(tmp_path / "log") == Counter(range(40))
+    again = pmap(f, range(40), pool=pool, checkpoint=path, **how)
+    numbers = [value.k if made == "of the script" else numpy.max(value) for value in again]
+    assert numbers == [*range(40)]
+    assert runs(tmp_path / "log") == Counter(range(40))
+
+
+def test_a_batch_that_goes_on_is_kept_while_the_program_is_elsewhere(
+    path: Path, tmp_path: Path, pids: list[int]
+) -> None:
+    """Nothing files what comes between two `next`; each result is in the file once."""
+    f = Held(tmp_path, (20, 39), abs)
+    pool = hpcdist.WorkerPool(pids[:1])
+    results = imap(f, range(40), pool=pool, batch_size=40, checkpoint=path)
+    assert next(results) == 0
+    eventually(lambda: kept(path) == [*range(20)])
+    f.let(20)
+    eventually(lambda: kept(path) == [*range(39)])
+    f.let(39)
+    eventually(lambda: kept(path) == [*range(40)])
+    assert [0, *results] == [*range(40)]
+    assert kept(path) == [*range(40)]
+    assert runs(tmp_path / "log") == Counter(range(40))
+
+
+def test_what_was_kept_does_not_run_again_when_its_worker_dies(
+    path: Path, tmp_path: Path, fresh: Any
+) -> None:
+    first, second = fresh(2)
+    os_pid = hpcdist.remotecall_fetch(os.getpid, first)
+    pool = hpcdist.WorkerPool([first])
+    f = Held(tmp_path, (39,), abs)
+    with ThreadPoolExecutor(1) as beside:
+        results = beside.submit(pmap, f, range(40), pool=pool, checkpoint=path)
+        try:
+            eventually(lambda: (path.exists() and len(kept(path)) == 39) or results.done())
+            pool.push(second)
+        finally:
+            kill9(os_pid)
+        eventually(lambda: runs(tmp_path / "log")[39] == 2 or results.done())
+        f.let(39)
+        assert results.result() == [*range(40)]
+    assert runs(tmp_path / "log") == Counter([*range(40), 39])
+    assert kept(path) == [*range(40)]
 
 
 def test_what_a_program_does_to_its_results_is_not_kept(path: Path) -> None:
