@@ -17,6 +17,7 @@ _ONE_CLUSTER = ("tests/pbs", "tests/sge", "tests/lsf", "tests/ssh")
 _FIRST = (
     "tests/slurm/test_time.py",
     "tests/slurm/test_time_limits.py",
+    "tests/slurm/test_walltime.py",
     "tests/slurm/test_endings.py",
     "tests/sge",
     "tests/slurm/test_in_a_job.py",

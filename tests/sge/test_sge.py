@@ -335,3 +335,43 @@ nothing_left()
 """,
     )
     assert " left) instead of queueing" in done.err, done
+
+
+def test_jobs_come_with_work_and_stay_for_the_next_driver(sge: GridEngine) -> None:
+    """`adapt=` and `linger=` together: what is given back ends, what a driver leaves lingers."""
+    done = run(
+        sge,
+        """
+options = {"h_rt": "00:10:00", "isolation": "process", "adapt": (0, 2), "linger": 120}
+
+def item(k):
+    seen = Path("begun") / str(h.myid())
+    seen.touch()
+    if k < 4:  # until all workers of both jobs have one
+        until(lambda: len(list(seen.parent.iterdir())) >= 4)
+    return k, os.environ["JOB_ID"]
+
+def jobs_of(n):
+    return {job for _, job in h.pmap(item, range(n), batch_size=1)}
+
+Path("begun").mkdir()
+with h.cluster(SGEManager(2), **options) as pids:
+    assert pids == [] and queue() == []
+    first = jobs_of(40)
+    assert len(first) == 2, first
+until(lambda: len(list(RUNS.glob("*/lingering"))) == 2)
+assert set(queue()) == first
+
+again = h.launch(SGEManager(2), **options, idle=2)
+assert jobs_of(4) <= first
+until(lambda: again.pids == [] and again.workers_wanted == 0)
+again.cancel()
+until(lambda: len(queue()) < 2)  # what is given back ends; one that was not needed lingers on
+for job in queue():  # or it has just ended
+    subprocess.run([sys.executable, "-m", "hpcdist", "cancel", job])
+until(lambda: not queue())
+shown(sys.executable, "-m", "hpcdist", "jobs", "--clear")
+nothing_left()
+""",
+    )
+    assert " left) instead of queueing" in done.err, done

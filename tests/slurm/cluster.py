@@ -25,7 +25,7 @@ from tests.helpers import eventually
 
 T = TypeVar("T")
 
-__all__ = ["Ended", "Finished", "Job", "Running", "Slurm", "missing_programs"]
+__all__ = ["PREEMPTING", "Ended", "Finished", "Job", "Running", "Slurm", "missing_programs"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = Path(__file__).with_name("cluster.sh")
@@ -36,6 +36,10 @@ _FOR_SACCT = ("slurmdbd", "mariadbd")
 _ADMIN_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 # What the launchers forget in /tmp now and then: MPICH's map of the machine, Open MPI's sessions.
 _LAUNCHERS_OWN = ("/tmp/hydra_hwloc_xmlfile_*", "/tmp/prted.*")
+# Lines for `extra_conf`: jobs of `compute` take the place of jobs in `scavenge`, which are ended.
+PREEMPTING = """PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=scavenge Nodes=ALL MaxTime=INFINITE PriorityTier=0 PreemptMode=CANCEL State=UP"""
 _ALIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STAGE_OUT")
 
 

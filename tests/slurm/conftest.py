@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import RUN, go_without
-from tests.slurm.cluster import ROOT, Slurm, missing_programs
+from tests.slurm.cluster import PREEMPTING, ROOT, Slurm, missing_programs
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster(request: pytest.FixtureRequest) -> Iterator[Slurm]:
     """Three nodes of 64 processors, up for the whole session. Tests take `slurm`."""
-    yield from _cluster(request, sacct=False)
+    yield from a_cluster(request, sacct=False)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
 @pytest.fixture(scope="module")
 def accounted_cluster(request: pytest.FixtureRequest) -> Iterator[Slurm]:
     """A cluster with slurmdbd, for one module: it takes some memory."""
-    yield from _cluster(request, sacct=True)
+    yield from a_cluster(request, sacct=True)
 
 
 @pytest.fixture
@@ -35,16 +35,10 @@ def accounted_slurm(accounted_cluster: Slurm) -> Iterator[Slurm]:
     accounted_cluster.tidy()
 
 
-# Jobs of `compute` take the place of jobs in this partition, which are ended.
-_SCAVENGE = """PreemptType=preempt/partition_prio
-PreemptMode=CANCEL
-PartitionName=scavenge Nodes=ALL MaxTime=INFINITE PriorityTier=0 PreemptMode=CANCEL State=UP"""
-
-
 @pytest.fixture(scope="module")
 def preempting_cluster(request: pytest.FixtureRequest) -> Iterator[Slurm]:
     """A cluster with a partition whose jobs others take the place of, for one module."""
-    yield from _cluster(request, sacct=False, extra_conf=_SCAVENGE)
+    yield from a_cluster(request, sacct=False, extra_conf=PREEMPTING)
 
 
 @pytest.fixture
@@ -54,9 +48,10 @@ def preempting_slurm(preempting_cluster: Slurm) -> Iterator[Slurm]:
     preempting_cluster.tidy()
 
 
-def _cluster(
+def a_cluster(
     request: pytest.FixtureRequest, *, sacct: bool, extra_conf: str = ""
 ) -> Iterator[Slurm]:
+    """Yield a cluster that is up; for a fixture of a module that needs one of its own."""
     why = _why_not(sacct)
     if why:
         go_without(request, f"no Slurm: {why}")
