@@ -429,6 +429,25 @@ def test_polls_keep_their_distance(
     assert 1 <= len(fake.calls("squeue")) <= 3
 
 
+def test_all_launches_of_a_process_share_the_turns_to_ask(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = here.node.service(job_watch.Pace)
+    monkeypatch.setattr(job_watch, "POLL_EVERY", 600.0)
+    monkeypatch.setattr(job_watch, "FIRST_POLL", 0.0)
+    monkeypatch.setattr(pace, "_free_at", {})
+    turns: list[bool] = []
+    take = pace.take
+    monkeypatch.setattr(pace, "take", lambda name: (turns.append(take(name)), turns[-1])[1])
+    fake("squeue", "echo '7|PENDING|N/A|N/A||Resources'")
+    for _ in range(4):
+        launched()
+    # Each of the others would have liked to more than once.
+    eventually(lambda: fake.calls("squeue") and turns.count(False) >= 12)
+    assert turns.count(True) == 1
+    assert len(fake.calls("squeue")) == 1
+
+
 def test_a_reason_that_can_never_start(fake: Slurm, launched: Callable[..., Launch]) -> None:
     fake("squeue", "echo '7|PENDING|N/A|N/A||QOSMaxWallDurationPerJobLimit'")
     launch = launched()
