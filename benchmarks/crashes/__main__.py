@@ -31,6 +31,7 @@ _BOUNDS = {"mpi": 0.5, "process": 0.5, "slurm": 2.0}
 
 def main() -> int:
     """Play what was asked for; 1 if anything is wrong."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and clean up
     options = _options()
     todo = [c for c in cells(options.ways) if all(w in str(c).split("/") for w in options.only)]
     if options.sample is not None:

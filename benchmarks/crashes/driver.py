@@ -31,6 +31,7 @@ from tests.helpers import mpi_environment
 SAID = "@cell "
 _DISK = b"size=192m,mode=1777"
 _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
+_MNT_DETACH = 2
 _HOOK = Path(__file__).with_name("hook")
 
 
@@ -74,6 +75,12 @@ def _small_disk() -> bool:
     first = libc.mount(b"tmpfs", temporary, b"tmpfs", flags, _DISK)
     again = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_REMOUNT)
     return bool(first == 0 and libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", again, _DISK) == 0)
+
+
+def _remove(folder: str) -> None:
+    """Remove the temporary folder, and first the disk that has been put in its place."""
+    ctypes.CDLL(None).umount2(folder.encode(), _MNT_DETACH)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _launch(way: str, count: int, timeout: float) -> list[int]:
@@ -143,4 +150,5 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if made:
+            _remove(made)

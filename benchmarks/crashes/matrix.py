@@ -65,14 +65,20 @@ class Cell:
         return cls(*name.split("/"))
 
 
+def _exists(cell: Cell) -> bool:
+    """Tell whether there is such a thing."""
+    if cell.way == "slurm":
+        return cell.cause in IN_JOBS
+    if cell.way == "process":  # workers that have MPI only once a function has imported it
+        return cell.moment != "spmd" and (cell.cause != "MPI_Abort" or cell.moment not in AT_START)
+    return True
+
+
 def cells(ways: Sequence[str]) -> list[Cell]:
-    """Return all cells of these ways; workers without MPI between them have no `spmd`."""
-    return [
-        Cell(way, cause, moment)
-        for way in ways
-        for moment, cause in itertools.product(MOMENTS, CAUSES)
-        if (way != "slurm" or cause in IN_JOBS) and (way != "process" or moment != "spmd")
-    ]
+    """Return all cells of these ways."""
+    every = itertools.product(ways, MOMENTS, CAUSES)
+    made = [Cell(way, cause, moment) for way, moment, cause in every]
+    return [cell for cell in made if _exists(cell)]
 
 
 def drawn(all_cells: Sequence[Cell], count: int, date: str) -> list[Cell]:
