@@ -103,7 +103,7 @@ lint: .venv-lint/.installed
 	.venv-lint/bin/ruff format --check .
 	.venv-lint/bin/mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv-lint/bin/pyright --pythonpath .venv-lint/bin/python
-	.venv-lint/bin/mkdocs build --strict --quiet
+	.venv-lint/bin/mkdocs build --strict  # with --quiet it would let all pass
 
 format: .venv-lint/.installed
 	.venv-lint/bin/ruff check --fix .
