@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 
 from hpcdist._frames import OWN_FOLDER, drop_frames, without_top
+from hpcdist._numbers import clock
 from hpcdist._public import public
 
 TYPE_CHECKING = False
@@ -170,25 +171,56 @@ class ProcessExitedException(HpcdistError):
         pid: The process.
         why: A signal, an exit code, a scheduler's verdict: as much as is known.
         host: Where it ran.
-        stderr: The last lines it wrote there, as far as they were ours to collect.
+        stderr: The last lines that the calls wrote there which it has not answered.
+        older: The last lines from before these, as far as they were ours to collect.
+        peak_rss: The most memory it has had, in bytes, where that is known.
+
+    Attributes:
+        call: The function that it ran, where the process that raises this had called it.
+        call_seconds: How long that call had run.
 
     >>> print(ProcessExitedException(3, "killed by signal 9 (SIGKILL)", "node7"))
     Worker 3 on node7 has exited: killed by signal 9 (SIGKILL).
     """
 
-    def __init__(self, pid: int, why: str = "", host: str = "", stderr: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        pid: int,
+        why: str = "",
+        host: str = "",
+        stderr: Iterable[str] = (),
+        older: Iterable[str] = (),
+        peak_rss: int | None = None,
+    ) -> None:
         self.pid = pid
         self._why = why
         self.host = host
         self.stderr = list(stderr)
-        self._running = ""  # the function it ran for the waiter that gets this error
-        super().__init__(pid, why, host, self.stderr)
+        self.older = list(older)
+        self.peak_rss = peak_rss
+        self.call = ""
+        self.call_seconds: float | None = None
+        super().__init__(*self.facts)
 
-    def copy(self, running: str = "") -> ProcessExitedException:
+    @property
+    def facts(self) -> tuple[int, str, str, list[str], list[str], int | None]:
+        """What it is made of, and what all processes are told."""
+        return self.pid, self.why, self.host, self.stderr, self.older, self.peak_rss
+
+    def note_call(self, call: str, seconds: float) -> None:
+        """Note what it ran, and for how long."""
+        self.call, self.call_seconds = call, max(0.0, seconds)
+
+    def like(self, other: ProcessExitedException) -> Self:
+        """Say of what it ran what another error of the same death says."""
+        self.call, self.call_seconds = other.call, other.call_seconds
+        return self
+
+    def copy(self, why: str | None = None) -> ProcessExitedException:
         """Make one more error of the same death, for another waiter."""
-        copied = ProcessExitedException(self.pid, self.why, self.host, self.stderr)
-        copied._running = running or self._running
-        return copied
+        pid, known, host, stderr, older, peak_rss = self.facts
+        text = known if why is None else why
+        return ProcessExitedException(pid, text, host, stderr, older, peak_rss).like(self)
 
     @property
     def why(self) -> str:
@@ -207,8 +239,23 @@ class ProcessExitedException(HpcdistError):
         who = f"{'Process' if self.pid == 1 else 'Worker'} {self.pid}"
         place = f" on {self.host}" if self.host else ""
         why = f": {self.why.rstrip().rstrip('.')}" if self.why else ""
-        why += f" (it was running {self._running})" if self._running else ""
-        return "\n".join([f"{who}{place} has exited{why}.", *_indented(self.stderr)])
+        why += f" (it was running {self.call})" if self.call else ""
+        lines = [f"{who}{place} has exited{why}.{self._figures()}", *_indented(self.stderr)]
+        if self.older and not self.stderr:
+            since = "that call" if self.call else "its end"
+            lines += [f"Older lines of its stderr, from before {since}:", *_indented(self.older)]
+        return "\n".join(lines)
+
+    def _figures(self) -> str:
+        """Say how long the call had run, and how much memory the process has had."""
+        said = []
+        if self.call_seconds is not None:
+            took = self.call_seconds
+            said.append(f"the call had run for {f'{took:.3g} s' if took < 60 else clock(took)}")
+        if self.peak_rss is not None:
+            said.append(f"the process's memory had reached {self.peak_rss / 1e6:,.0f} MB")
+        text = ", and ".join(said)
+        return f" {text[0].upper()}{text[1:]}." if text else ""
 
 
 @public

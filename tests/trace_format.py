@@ -12,6 +12,8 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "i": {"pid": int, "tid": int, "ts": _NUMBER, "name": str, "s": str},
     "b": {"pid": int, "tid": int, "ts": _NUMBER, "name": str, "cat": str, "id": int},
     "e": {"pid": int, "tid": int, "ts": _NUMBER, "name": str, "cat": str, "id": int},
+    "s": {"pid": int, "tid": int, "ts": _NUMBER, "name": str, "cat": str, "id": int},
+    "f": {"pid": int, "tid": int, "ts": _NUMBER, "name": str, "cat": str, "id": int, "bp": str},
 }
 _META = {
     "process_name": "name",
@@ -26,7 +28,7 @@ def faults_of(events: Any) -> list[str]:
     if not isinstance(events, list):
         return [f"not a list but {type(events).__name__}"]
     found = [fault for event in events for fault in _faults_of_one(event)]
-    return found or [*_unpaired(events), *_crossing(events)]
+    return found or [*_unpaired(events), *_crossing(events), *_loose_flows(events)]
 
 
 def _faults_of_one(event: dict[str, Any]) -> list[str]:
@@ -60,6 +62,30 @@ def _unpaired(events: list[dict[str, Any]]) -> list[str]:
         elif event["ph"] == "e" and open_.pop(key, float("inf")) > event["ts"]:
             faults.append(f"ends before it begins: {event}")
     return [*faults, *(f"never ends: {key}" for key in open_)]
+
+
+def _loose_flows(events: list[dict[str, Any]]) -> list[str]:
+    """Each arrow has a beginning and an end, no earlier, and both lie in slices."""
+    slices: dict[Any, list[tuple[float, float]]] = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X":
+            slices[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+    faults = []
+    ends: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for event in (e for e in events if e["ph"] in ("s", "f")):
+        ends[event["cat"], event["name"], event["id"]].append(event)
+        around = slices[event["pid"], event["tid"]]
+        if not any(began <= event["ts"] <= ended for began, ended in around):
+            faults.append(f"in no slice: {event}")
+        if event["ph"] == "f" and event["bp"] != "e":
+            faults.append(f"binds to the next slice: {event}")
+    for found in ends.values():
+        if [event["ph"] for event in sorted(found, key=lambda e: (e["ts"], -ord(e["ph"])))] != [
+            "s",
+            "f",
+        ]:
+            faults.append(f"no arrow: {found}")
+    return faults
 
 
 def _crossing(events: list[dict[str, Any]]) -> list[str]:

@@ -70,6 +70,7 @@ _COLUMNS = (
     Column("IN", lambda row: size(row["bytes_in"]), True, 0),
     Column("OUT", lambda row: size(row["bytes_out"]), True, 0),
 )
+_MAPS_MOST = 5
 _CALL_MOST = 30
 _CALL_LEAST = 8
 
@@ -101,7 +102,7 @@ def page(
         word: Only workers in whose line, or whose host's and job's, it occurs.
     """
     rows = sorted(seen["workers"], key=SORTS[sort])
-    head = [*_head(seen, rows), *_jobs(seen["jobs"])]
+    head = [*_head(seen, rows), *_jobs(seen["jobs"]), *_maps(seen.get("maps", ()))]
     groups = _groups(rows)
     if word:
         groups = {
@@ -144,6 +145,24 @@ def _jobs(jobs: Sequence[Row]) -> list[str]:
         left = "" if job["time_left"] is None else f", {clock(job['time_left'])} left"
         name = job["job_id"] or "(being submitted)"
         lines.append(f"job {name} {job['state']}{reason}: {job['workers']}{wanted} workers{left}")
+    return lines
+
+
+def _maps(maps: Sequence[Row]) -> list[str]:
+    lines = []
+    for each in maps[:_MAPS_MOST]:
+        total, share = each["total"], ""
+        if total:
+            share = f" {100 * each['done'] // total}%"
+        of = "" if total is None else f" of {total:,}"
+        to_go = "" if each["to_go"] is None else f", {clock(each['to_go'])} to go"
+        failures = f", {each['failures']} failures" if each["failures"] else ""
+        lines.append(
+            f"map {each['function']}{share}: {each['done']:,}{of}, "
+            f"{each['rate']:.3g} a second{to_go}, {each['workers']} workers{failures}"
+        )
+    if len(maps) > _MAPS_MOST:
+        lines.append(f"({len(maps) - _MAPS_MOST} more maps)")
     return lines
 
 

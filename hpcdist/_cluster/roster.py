@@ -102,6 +102,7 @@ class Record:
         self.since = since
         self.ended_at = 0.0
         self.why: str | None = None  # the keeper's or the scheduler's word on how it ended
+        self.peak_rss: int | None = None  # bytes: the keeper's word
         self.on_network = world is not None and world.on_network
         self.trusts = self.on_network  # whether it knows the certificate of links between hosts
         self.dying = False
@@ -379,10 +380,13 @@ class Roster(Service):
         if leaving:
             record.why = record.parting
         why = record.why or "its connection ended"
-        tail = self._output.last_words(record.pid)
-        death = ProcessExitedException(record.pid, why, record.member.host, () if leaving else tail)
+        own, older = self._output.last_words(record.pid)
+        if leaving:
+            own, older = [], []
+        host = record.member.host
+        death = ProcessExitedException(record.pid, why, host, own, older, record.peak_rss)
         self.node.died(record.pid, death, parked=leaving and record.parks)
-        return DeathNotice(record.pid, why, record.member.host, death.stderr)
+        return DeathNotice(*death.facts)
 
     def _part_with(self, record: Record) -> None:
         if record.world is not None:
@@ -406,6 +410,20 @@ class Roster(Service):
     def removed(self, pid: int) -> bool:
         """Tell whether a worker has left because it was asked to."""
         return self.book[pid].why == "removed"
+
+    def hear_end(self, pid: int, why: str) -> None:
+        """Take a keeper's word on how a worker has ended, also if it comes after its burial."""
+        record = self.book.get(pid)
+        if record is not None and record.state is State.GONE and record.why is None:
+            self._amend(record, why)
+        else:
+            self.fade(pid, why)
+
+    def note_peak(self, pid: int, peak_rss: int | None) -> None:
+        """Note the most memory that a worker has had."""
+        record = self.book.get(pid)
+        if record is not None and peak_rss is not None:
+            record.peak_rss = peak_rss
 
     def explain(self, pid: int, why: str, since: float) -> None:
         """Note why a worker's job has ended: the reason that the scheduler gives.
@@ -439,8 +457,7 @@ class Roster(Service):
         death = self.node.members.gone.get(record.pid)
         if death is not None:
             death.amend(why)
-            notice = DeathNotice(record.pid, why, record.member.host, death.stderr)
-            self.send_all(Died([notice]), self.node.members.living)
+            self.send_all(Died([DeathNotice(*death.facts)]), self.node.members.living)
             self.node.progress.soon()
 
     def _say_farewell(self, record: Record) -> None:

@@ -128,7 +128,10 @@ class Snapshots(Service):
             "driver": {**own, "command": " ".join(_command())},
             "workers": workers,
             "jobs": self._jobs(),
-            "maps": [state._asdict() for state in under_way(node)],
+            "maps": [
+                {**state._asdict(), "rate": state.rate, "to_go": state.to_go}
+                for state in under_way(node)
+            ],
             **self._pairs(),
         }
 

@@ -38,7 +38,7 @@ from hpcdist._wire.member import JobEnd, Member
 from hpcdist._wire.messages import Welcome
 
 _TAIL = 20
-_VERDICT = 0.2  # how long a death on this host is held back for its reason,
+_VERDICT = 1.0  # how long a death on this host is held back for its reason,
 _VERDICT_AFAR = 1.5  # and one on another
 _CLOSE = 1.0  # seconds by which two answers on the same end may differ
 
@@ -255,6 +255,8 @@ class World(WorldStates):
         elif kind == "out":
             self._on_output(rank, event["fd"], event["text"])
         elif kind == "exit":
+            if rank in self.by_rank:
+                self._roster.note_peak(self.by_rank[rank], event.get("peak_rss"))
             self._on_exit(rank, event["status"], event["abort"], event["launcher"])
         elif kind == "lost":
             self._on_lost(event["ranks"], event["why"])
@@ -294,7 +296,7 @@ class World(WorldStates):
         elif status is None:
             self._roster.fade(pid, f"its launcher ended ({describe_status(launcher)})")
         else:
-            self._roster.fade(pid, how_ended(status, here=not self.on_network))
+            self._roster.hear_end(pid, how_ended(status, here=not self.on_network))
 
     def _on_lost(self, ranks: Sequence[int], why: str) -> None:
         """Note that one of several hosts is out of reach."""

@@ -447,13 +447,13 @@ class Trees(Service):
     def last_words(self, pid: int) -> bytes:
         """Return what this process knows of a death, for others."""
         death = self.node.members.death(pid)
-        return pickle.dumps((pid, death.why, death.host, death.stderr), 5)
+        return pickle.dumps(death.facts, 5)
 
     def death_of(self, words: bytes) -> ProcessExitedException:
         """Make the error of a death that another process told of."""
-        pid, why, host, stderr = pickle.loads(words)
-        known = self.node.members.gone.get(pid)
-        return known.copy() if known is not None else ProcessExitedException(pid, why, host, stderr)
+        told = ProcessExitedException(*pickle.loads(words))
+        known = self.node.members.gone.get(told.pid)
+        return known.copy() if known is not None else told
 
     def send(
         self,

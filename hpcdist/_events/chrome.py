@@ -3,7 +3,8 @@
 The format is the "JSON Array Format" of Google's "Trace Event Format". One process of the cluster
 is one process there. Its threads hold slices (`X`) that lie in each other; what lies across them,
 coroutines and the time in the queue, are asynchronous events (`b`, `e`). Times are in microseconds
-since the trace began, on the clock of process 1.
+since the trace began, on the clock of process 1. Flow events (`s`, `f`) are the arrows from a wait
+to the call that is waited for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hpcdist._events.records import BATCH, CALL, COROUTINE, SENT, STEP, TURN, WA
 
 Event = dict[str, Any]
 _MIN_QUEUE = 100_000  # ns: below that a call has not waited, it was on its way
+_ENDS_MOST = 100_000
 _MESSAGES, _TREES = 1_000_000, 1_000_001  # tracks beside those of threads
 
 
@@ -44,6 +46,69 @@ class Ended(NamedTuple):
     pid: int
     at: int
     why: str
+
+
+_Key = tuple[int, int]  # of a call: its caller, and the id it has there
+
+
+class _Place(NamedTuple):
+    """Where a slice is, from when to when."""
+
+    pid: int
+    tid: int
+    began: float
+    ended: float
+
+
+class _Arrows:
+    """Brings together the two ends of arrows, a wait and the call it is for, as they come.
+
+    A call nobody waits for has no arrow: of ends that stay alone only the last are kept.
+    """
+
+    def __init__(self) -> None:
+        self._waits: dict[_Key, _Place] = {}
+        self._calls: dict[_Key, _Place] = {}
+        self._ids = 0
+
+    def wait(self, key: _Key, wait: _Place) -> Iterator[Event]:
+        """Take a wait; yield the arrow, if the call has come."""
+        call = self._calls.pop(key, None)
+        if call is None:
+            _keep(self._waits, key, wait)
+        else:
+            yield from self._arrow(wait, call)
+
+    def call(self, key: _Key, call: _Place) -> Iterator[Event]:
+        """Take a call; yield the arrow, if a wait for it has come."""
+        wait = self._waits.pop(key, None)
+        if wait is None:
+            _keep(self._calls, key, call)
+        else:
+            yield from self._arrow(wait, call)
+
+    def _arrow(self, wait: _Place, call: _Place) -> Iterator[Event]:
+        end = max(wait.began, call.began)  # an arrow does not point back in time
+        if end >= min(wait.ended, call.ended):  # the wait began when the call had ended
+            return
+        self._ids += 1
+        for phase, place, at in (("s", wait, wait.began), ("f", call, end)):
+            made = {
+                "ph": phase,
+                "pid": place.pid,
+                "tid": place.tid,
+                "id": self._ids,
+                "ts": at,
+                "name": "call",
+                "cat": "flow",
+            }
+            yield made | {"bp": "e"} if phase == "f" else made  # it ends in the slice it lies in
+
+
+def _keep(ends: dict[_Key, _Place], key: _Key, end: _Place) -> None:
+    ends.setdefault(key, end)
+    if len(ends) > _ENDS_MOST:
+        del ends[next(iter(ends))]
 
 
 class _Plain(pickle.Unpickler):
@@ -77,6 +142,7 @@ class Converter:
         self._threads: dict[tuple[int, int], int] = {}
         self._known: set[tuple[int, int]] = set()  # tracks that have a name
         self._left_out: Counter[int] = Counter()
+        self._arrows = _Arrows()
         self._ids = 0
         self._shapes: dict[int, Callable[[int, int, tuple[Any, ...]], Iterator[Event]]] = {
             CALL: self._call,
@@ -151,24 +217,28 @@ class Converter:
             }
 
     def _call(self, pid: int, shift: int, record: tuple[Any, ...]) -> Iterator[Event]:
-        _, thread, queued, began, ended, name, shown, caller = record
+        _, thread, queued, began, ended, name, shown, caller, ident = record
         yield from self._track(pid, self._thread(pid, thread), "calls")
         made = self._slice(pid, shift, thread, began, ended, name, "call")
         made["args"] = {"caller": caller, "queued_us": (began - queued) / 1000}
         if shown is not None:
             made["args"]["arguments"] = shown
         yield made
+        if ident:
+            yield from self._arrows.call((caller, ident), _place(made))
         if began - queued > _MIN_QUEUE:
             yield from self._across(pid, shift, queued, began, f"{name} is queued", "queued")
 
     def _wait(self, pid: int, shift: int, record: tuple[Any, ...]) -> Iterator[Event]:
-        _, thread, began, ended, where, called = record
+        _, thread, began, ended, where, called, caller, ident = record
         yield from self._track(pid, self._thread(pid, thread), "calls")
         what = f"wait for {where}" if where else "wait"
         name = f"{what}: {called}" if called else what
         made = self._slice(pid, shift, thread, began, ended, name, "wait")
         made["args"] = {"for": where, "called": called}
         yield made
+        if ident:
+            yield from self._arrows.wait((caller, ident), _place(made))
 
     def _turn(self, pid: int, shift: int, record: tuple[Any, ...]) -> Iterator[Event]:
         _, thread, began, ended = record
@@ -202,6 +272,10 @@ class Converter:
         for event in self._across(pid, shift, began, ended, name, "coroutine"):
             event["args"] = {"caller": caller}
             yield event
+
+
+def _place(made: Event) -> _Place:
+    return _Place(made["pid"], made["tid"], made["ts"], made["ts"] + made["dur"])
 
 
 def _meta(pid: int, tid: int, kind: str, **args: Any) -> Event:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from hpcdist._events.taps import Taps
 from hpcdist._maps.map_worker import Batches
 from hpcdist._remote.answers import Answers
+from hpcdist._remote.futures import Future
 from hpcdist._runtime.node import Mail, Node, Service, on
 from hpcdist._runtime.running import Runner, Runners
 from hpcdist._transport.router import Peer
@@ -22,8 +25,10 @@ from hpcdist._wire import messages
 from hpcdist._wire.frames import OK
 from hpcdist._wire.messages import Chunk, Down, LastRecords, StartRecording, Taken, TakeRecords, Up
 
-CALL = 0  # thread, queued at, started, ended, function, arguments or None, its caller
-WAIT = 1  # thread, from, to, the process waited for (0: something here), the function called there
+CALL = 0  # thread, queued at, started, ended, function, arguments or None, its caller, its id
+# Thread, from, to, the process waited for (0: something here), the function called there; and of
+# that call the caller and the id, as far as they are known, else 0.
+WAIT = 1
 TURN = 2  # thread, from, to: a call has waited, and now waits for its turn
 SENT = 3  # at, to whom, bytes
 STEP = 4  # at, which step of a tree, from whom, bytes
@@ -35,7 +40,10 @@ _ROOM = 50_000  # records, some 8 MB: process 1 takes them several times a secon
 _QUEUE_MOST = 100_000
 _LONGEST = 200  # characters of arguments
 _MIN_TURN = 20_000  # ns: a turn that is had at once is no wait
+_LOOKED_AT = 16  # calls under way
 _ident = threading.get_ident
+Goal = tuple[int, str, int, int]  # the leaves of a wait behind its times
+_NO_GOAL: Goal = (0, "", 0, 0)
 Note = Callable[[tuple[Any, ...]], None]
 
 
@@ -170,7 +178,8 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> None:
                 name = name or functions.name_of(call.aux) or "?"
                 caller = node.me if call.peer is None else call.peer.pid
                 if len(records) < _ROOM:
-                    records.append((CALL, me, since, began, clock(), name, shown, caller))
+                    ended = clock()
+                    records.append((CALL, me, since, began, ended, name, shown, caller, call.ident))
                 else:
                     recorder.leave_out()
 
@@ -248,7 +257,7 @@ def _batch(clock: Callable[[], int], note: Note) -> Any:
 def _tap_waits(recorder: Recorder) -> None:
     clock, note, node = recorder._clock, recorder.note, recorder.node
     turns, records = node.turns, recorder.records
-    suspended: dict[int, tuple[int, int, str]] = {}  # by thread: since when, and what it waits for
+    suspended: dict[int, tuple[int, Goal]] = {}  # by thread: since when, and what it waits for
 
     def wait(inner: Any) -> Any:
         def waited(slot: Any, timeout: float | None = None) -> None:
@@ -256,12 +265,12 @@ def _tap_waits(recorder: Recorder) -> None:
             if slot.ready or me in turns.calls:  # a call that waits is suspended
                 inner(slot, timeout)
                 return
-            began = clock()
+            began, goal = clock(), _goal(node, slot)
             try:
                 inner(slot, timeout)
             finally:
                 if len(records) < _ROOM:
-                    records.append((WAIT, me, began, clock(), slot.where, slot.called))
+                    records.append((WAIT, me, began, clock(), *goal))
                 else:
                     recorder.leave_out()
 
@@ -269,8 +278,7 @@ def _tap_waits(recorder: Recorder) -> None:
 
     def suspend(inner: Any) -> Any:
         def suspended_(call: Any, slot: Any) -> None:
-            where, called = getattr(slot, "where", 0), getattr(slot, "called", "")
-            suspended[_ident()] = clock(), where, called
+            suspended[_ident()] = clock(), _goal(node, slot)
             inner(call, slot)
 
         return suspended_
@@ -278,11 +286,11 @@ def _tap_waits(recorder: Recorder) -> None:
     def resume(inner: Any) -> Any:
         def resumed(call: Any) -> None:
             me, over = _ident(), clock()
-            began, where, called = suspended.pop(me, (over, 0, ""))
+            began, goal = suspended.pop(me, (over, _NO_GOAL))
             try:
                 inner(call)
             finally:
-                note((WAIT, me, began, over, where, called))
+                note((WAIT, me, began, over, *goal))
                 now = clock()
                 if now - over > _MIN_TURN:
                     note((TURN, me, over, now))
@@ -292,6 +300,20 @@ def _tap_waits(recorder: Recorder) -> None:
     recorder._taps.method(node, "wait", wait)
     recorder._taps.method(turns, "suspend", suspend)
     recorder._taps.method(turns, "resume", resume)
+
+
+def _goal(node: Node, slot: Any) -> Goal:
+    """Tell what is waited for; of a call which it is, if it is among the last that were made."""
+    where, called = getattr(slot, "where", 0), getattr(slot, "called", "")
+    if not called:
+        return where, called, 0, 0
+    if isinstance(slot, Future):
+        return where, called, slot.whence, slot.id
+    with suppress(RuntimeError):  # another thread makes a call at this moment
+        for ident, waiting in islice(reversed(node.pending.items()), _LOOKED_AT):
+            if waiting is slot:
+                return where, called, node.me, ident
+    return where, called, 0, 0
 
 
 def _tap_peer(taps: Taps, peer: Peer, clock: Callable[[], int], note: Note) -> None:

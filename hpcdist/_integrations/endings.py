@@ -95,7 +95,7 @@ class Endings:
         why = fitting.cut_off(task.serial, what, pid, seconds)
         if why is None:
             return None
-        return ProcessExitedException(error.pid, f"{error.why}; {why}", error.host, error.stderr)
+        return error.copy(f"{error.why}; {why}")
 
     def _of(self, task: Task) -> Fitting:
         if task.fitting is not None:

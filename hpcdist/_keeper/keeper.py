@@ -50,6 +50,7 @@ from hpcdist._keeper.processes import (
     open_fifos,
     pack,
     parse_launcher,
+    peak_rss_of,
     point_streams,
     ranks_of_session,
     stat_of,
@@ -65,6 +66,7 @@ REGISTRATION_LAG = 0.25
 FORKED_AT_ONCE = 4
 EOF_KILL_AFTER = 1.5
 TERM_KILL_AFTER = 0.5
+PEAKS_EVERY = 1.0
 # mpirun leaves by itself within 10 ms of its last rank, needs 0.27 s to kill ranks itself after a
 # SIGTERM (both measured with Open MPI 5.0.11), and removes its files only if it is not killed.
 LAUNCHER_TERM_AFTER = 0.3
@@ -99,6 +101,8 @@ class Keeper:
         self._lost: set[int] = set()
         self._registered: set[int] = set()
         self._last_words: dict[int | None, str] = {}
+        self._peak_rss: dict[int, int] = {}  # bytes, by rank
+        self._notes_peaks = False
         self._epoll = select.epoll()
         self._woken, self._waker = os.pipe()
         self._prctl = ctypes.CDLL(None).prctl
@@ -367,6 +371,9 @@ class Keeper:
         if rank in self.living and rank in self.pids:
             self.leftovers.note(self.pids[rank])
         self._registered.add(rank)
+        if self.births and not self._notes_peaks and not self.ending:
+            self._notes_peaks = True
+            self._note_peaks()
         if self.pmi is not None and len(self._registered) == self.launch["size"]:
             self.leftovers.unname()
             self._answer_pmi(self.pmi.complete())
@@ -386,7 +393,23 @@ class Keeper:
                     f"rank {rank} ended ({describe_status(status)}) before the world was up", rank
                 )
 
-        self.plan.append((time.monotonic() + REGISTRATION_LAG, decide))
+        self._later(REGISTRATION_LAG, decide)
+
+    def _later(self, seconds: float, step: Callable[[], None]) -> None:
+        """Plan a step; a world that is to end takes it no more."""
+        self.plan = sorted([*self.plan, (time.monotonic() + seconds, step)], key=lambda at: at[0])
+
+    def _note_peaks(self) -> None:
+        """Note now and then how much memory a launcher's ranks on this host have had.
+
+        When one of them has ended, its launcher knows, and nobody can ask.
+        """
+        for rank in self.births.keys() & self.living:
+            peak = peak_rss_of(self.pids[rank])
+            if peak is not None:
+                self._peak_rss[rank] = peak
+        if not self.ending:
+            self._later(PEAKS_EVERY, self._note_peaks)
 
     def _adopt(self, rank: int, pid: int) -> None:
         """Take a launcher's rank for ours if it is on this host, started by us.
@@ -458,18 +481,22 @@ class Keeper:
         all_end = self.launch["how"] == "hydra"  # as soon as one calls MPI_Abort
         launcher = self.launcher_status
         abort = blamed(self._last_words, rank, status, launcher, all_end=all_end)
-        self.send(ev="exit", rank=rank, status=status, abort=abort, launcher=launcher)
+        peak = self._peak_rss.get(rank)
+        self.send(
+            ev="exit", rank=rank, status=status, abort=abort, launcher=launcher, peak_rss=peak
+        )
 
     def _reap(self) -> None:
         children = {pid: rank for rank, pid in self.pids.items() if rank in self.living}
         for pid, rank in children.items() if self.launcher is None else ():
-            status = take_status(pid)
-            if status is not None:
+            ended = take_status(pid)
+            if ended is not None:
+                status, self._peak_rss[rank] = ended
                 self._bury(rank, status)
         if self.launcher is not None and self.launcher_status is None:
-            status = take_status(self.launcher)
-            if status is not None:
-                self._bury_launcher(status)
+            ended = take_status(self.launcher)
+            if ended is not None:
+                self._bury_launcher(ended[0])
 
     def _bury(self, rank: int, status: int) -> None:
         if self.pmi is not None:

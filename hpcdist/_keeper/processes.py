@@ -271,15 +271,28 @@ def signal_number(text: str) -> int:
     return int(signal.SIGKILL)
 
 
-def take_status(pid: int) -> int | None:
+def take_status(pid: int) -> tuple[int, int] | None:
     """Return the exit code (negative: signal) of an ended child, after killing its group.
+
+    Beside it stands the most memory that it has had, in bytes: wait4(2).
 
     While the zombie is not reaped its pid, and so the number of its group, is not reused.
     """
     if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         return None
     kill_group(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _, status, used = os.wait4(pid, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024
+
+
+def peak_rss_of(pid: int) -> int | None:
+    """Return the most memory that a process has had so far, in bytes; proc(5)."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            match = re.search(rb"^VmHWM:\s*(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
 
 
 def lead_python_path(entries: list[str]) -> None:

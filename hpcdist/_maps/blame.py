@@ -88,7 +88,7 @@ class Charges:
         """Make the error that ends a map: a death, and the item it is charged to."""
         if not isinstance(error, ProcessExitedException):
             return error
-        made = ProcessExitedException(error.pid, error.why, error.host, error.stderr)
+        made = error.copy()
         pids = self._ended.get(suspects.start) or [error.pid]
         name_part(made, suspects, f"ended worker{'s' * (len(pids) > 1)} {_listed(pids)}")
         return made

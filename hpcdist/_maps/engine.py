@@ -76,6 +76,7 @@ class Engine:
         known: tuple[Token, set[int]] | None = None,
     ) -> None:
         self.work = work
+        self.function: str = getattr(work.f, "__qualname__", type(work.f).__name__)
         self.backlog = Backlog(source, terms.unit or 1)
         self.drew = False  # an item has asked for random numbers
         self.failures = 0
@@ -369,7 +370,7 @@ class Engine:
         """Put a batch on its way; tell whether the map can go on."""
         node = self._node
         ident = next(node.ids)
-        batch = Batch(lane, ident, part, self._now())
+        batch = Batch(lane, ident, part, self._now(), self.function)
         lane.last = part.size
         if not lane.batches:
             lane.since = batch.sent

@@ -151,7 +151,7 @@ class Fitting:
         why = self.cut_off(suspects.start, what, error.pid, seconds)
         if why is None:
             return None
-        return ProcessExitedException(error.pid, f"{error.why}; {why}", error.host, error.stderr)
+        return error.copy(f"{error.why}; {why}")
 
     def cut_off(self, index: int, what: str, pid: int, seconds: float) -> str | None:
         """Take note that an item was cut off by its job's end.

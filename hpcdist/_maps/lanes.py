@@ -25,7 +25,9 @@ _REST, _REST_MOST = 0.01, 0.5
 class Batch(Waitable):
     """A call in flight. The driver files it when its answer is there."""
 
-    def __init__(self, lane: Lane, ident: int, part: Part, sent: float) -> None:
+    def __init__(self, lane: Lane, ident: int, part: Part, sent: float, called: str = "") -> None:
+        self.called = called
+        self.since = sent
         self.lane = lane
         self.where = lane.pid
         self.ident = ident

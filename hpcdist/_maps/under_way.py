@@ -75,13 +75,25 @@ class MapState(NamedTuple):
     workers: int
     seconds: float  # since it began
 
+    @property
+    def rate(self) -> float:
+        """How many items it has done a second."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def to_go(self) -> float | None:
+        """How many seconds it will go on for at that rate; None: nothing says so."""
+        if self.total is None or not self.rate:
+            return None
+        return (self.total - self.done) / self.rate
+
 
 def under_way(node: Node) -> list[MapState]:
     """List the maps under way, the oldest first."""
     return [
         MapState(
             id(engine),
-            getattr(engine.work.f, "__qualname__", type(engine.work.f).__name__),
+            engine.function,
             engine.backlog.done,
             engine.backlog.source.size,
             engine.failures,

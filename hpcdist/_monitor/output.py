@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from hpcdist._monitor.status_line import StatusLine
 from hpcdist._runtime.node import Mail, Node, Service, here, on
@@ -26,6 +26,7 @@ from hpcdist._wire.messages import Output
 _HELD_MOST = 64 * 1024  # a line longer than this is sent in parts
 _TAIL = 20
 _LAST_WORDS = 0.05  # seconds
+_JUST = 1.0  # seconds before its end within which a worker's words are about that
 # In the stack that faulthandler prints at a crash: of no use to users, and longer than their part.
 _OUR_FRAME = re.compile(
     r' +File "(?:[^"]*/hpcdist/_[^"]*|<frozen runpy>)", line \d+ in |Extension modules:'
@@ -34,12 +35,20 @@ _OUR_FRAME = re.compile(
 _STACK = re.compile(r'(Current thread|Thread) 0x[0-9a-f]+|  File ".*", line \d+ in |  \.\.\.$|$')
 
 
+class Said(NamedTuple):
+    """A line of a worker's stderr."""
+
+    line: str
+    at: float  # when it came
+    ident: int  # of the call of process 1 that has printed it; 0: none, or not known
+
+
 class WorkersOutput(Service):
     """What the workers have printed, on process 1."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self.tails: dict[int, deque[str]] = {}  # the last lines of each worker's stderr
+        self.tails: dict[int, deque[Said]] = {}  # the last lines of each worker's stderr
         self.logs: dict[int, deque[str]] = {}  # where the lines of a worker's launch are kept
         # Prints somewhere else, if it can: a notebook, under the cell of the call.
         self.place: Callable[[int, str, int], bool] | None = None
@@ -59,7 +68,8 @@ class WorkersOutput(Service):
             self._diverted[pid] += [line for line in lines if _STACK.match(line)]
             lines = [line for line in lines if not _STACK.match(line)]
         if fd == 2:
-            words = (line for line in lines if not _OUR_FRAME.match(line))
+            now = self.node.machine.now()
+            words = (Said(line, now, ident) for line in lines if not _OUR_FRAME.match(line))
             self.tails.setdefault(pid, deque(maxlen=_TAIL)).extend(words)
         shown = "".join(f"From worker {pid}:\t{line}\n" for line in lines)
         if self.place is None or not shown or not self.place(fd, shown, ident):
@@ -75,10 +85,27 @@ class WorkersOutput(Service):
         finally:
             del self._diverted[pid]
 
-    def last_words(self, pid: int) -> list[str]:
-        """Return the last lines of a worker's stderr, and forget it."""
+    def last_words(self, pid: int) -> tuple[list[str], list[str]]:
+        """Return the last lines of a dead worker's stderr, and forget it.
+
+        Returns:
+            Those of the calls that it has not answered, and those from before. What comes from C,
+            from a child or for a call of another process does not say of which call it is: there
+            it counts when it came.
+        """
         self.logs.pop(pid, None)
-        return list(self.tails.pop(pid, ()))
+        node = self.node
+        calls = node.calls_at(pid)
+        began = node.machine.now() - _JUST
+        for ident, slot in calls.items():
+            began = node.began_at(pid, ident, slot)
+            break
+        own: list[str] = []
+        older: list[str] = []
+        for said in self.tails.pop(pid, ()):
+            is_own = said.ident in calls if said.ident else said.at >= began
+            (own if is_own else older).append(said.line)
+        return own, older
 
 
 class _Lines(io.RawIOBase):

@@ -209,6 +209,7 @@ class Calls(Service):
         self._futures = node.service(Futures)
         self._turns = node.turns
         self._progress = node.progress
+        self._now = node.machine.now
         self._runners = node.service(Runners)
         self.functions = self._answers.functions
         self.functions.on_reload.append(self._reload_on_workers)
@@ -233,6 +234,7 @@ class Calls(Service):
             self._call_here(f, args, kw, ident, FUTURE, future)
             return future
         peer = node.peer(pid)
+        future.since = self._now()
         node.pending[ident] = future
         try:
             self._send(peer, FUTURE, ident, f, args, kw)
@@ -264,6 +266,7 @@ class Calls(Service):
             peer = node.peer(pid)
             if peer.plane is not None:
                 peer.plane.rouse(peer.rank)  # it wakes while we get ready
+            slot.since = self._now()
             node.pending[ident] = slot
             try:
                 known = self._describe(f)
@@ -304,6 +307,7 @@ class Calls(Service):
             self._call_here(f, args, {}, ident, FETCH, slot)
             return
         peer = node.peer(pid)
+        slot.since = self._now()
         node.pending[ident] = slot
         try:
             self._send(peer, FETCH, ident, f, args, {})

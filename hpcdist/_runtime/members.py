@@ -74,7 +74,7 @@ class Members:
         if end is not None:
             self._ended_at[pid] = end
         self.draining.discard(pid)
-        self.gone[pid] = Death(pid, death.why, death.host, death.stderr)
+        self.gone[pid] = Death(*death.facts).like(death)
         if not self.living:
             self._last = self.gone[pid]
 

@@ -62,6 +62,7 @@ class Node:
     def __init__(self, machine: Machine | None = None, progress: WaitLoop | None = None) -> None:
         self.me = 1
         self.machine = machine or Machine()
+        self._now = self.machine.now
         self.progress = progress or Progress(self.machine)
         self.progress.before_sleep.append(blocks.trim)
         self.peers: dict[int, Peer] = {}
@@ -230,6 +231,8 @@ class Node:
             if slot is None:
                 self.unclaimed(peer, flags, ident, body, buffers)
                 return
+            if self.pending and slot.called:  # with others, it tells when the next call began
+                peer.answered, peer.answered_at = ident, self._now()
             slot.value = (flags, body, buffers)
             self.progress.complete(slot)
             slot.arrived()
@@ -337,11 +340,23 @@ class Node:
             self.fail(ident, slot)
         return slot
 
-    def fail(self, ident: int, slot: Waitable, running: str = "") -> None:
-        """End a wait for a process that has died, and tell what it was running if that is known."""
+    def fail(self, ident: int, slot: Waitable) -> None:
+        """End a wait for a process that has died."""
         if self.pending.pop(ident, None) is not None:
-            slot.error = self.members.death(slot.where).copy(running)
+            slot.error = self.members.death(slot.where)
             self.complete(slot)
+
+    def calls_at(self, pid: int) -> dict[int, Waitable]:
+        """Return the calls of this process that another has not answered, in their order."""
+        waiting = list(self.pending.items())
+        return {ident: slot for ident, slot in waiting if slot.where == pid and slot.called}
+
+    def began_at(self, pid: int, ident: int, slot: Waitable) -> float:
+        """Tell since when the first of these calls has run: it is sent, and its turn has come."""
+        peer = self.peers.get(pid)
+        if peer is None or peer.answered > ident:
+            return slot.since
+        return max(slot.since, peer.answered_at)
 
     def reply(
         self,
@@ -376,6 +391,9 @@ class Node:
         if peer is not None and peer.plane is not None:
             for _ in range(4):  # what it had sent before it died has arrived: take it first
                 peer.plane.poll()
+        for ident, slot in self.calls_at(pid).items():
+            death.note_call(slot.called, self._now() - self.began_at(pid, ident, slot))
+            break  # calls start in the order they were made
         self.members.remove(pid, death)
         self.tune()
         if peer is not None:
@@ -386,11 +404,9 @@ class Node:
                 if peer.link is not None:
                     peer.link.close()
             peer.drop()
-        first = True  # calls start in the order they were made
         for ident, slot in list(self.pending.items()):
             if slot.where == pid:
-                self.fail(ident, slot, slot.called if first else "")
-                first = first and not slot.called
+                self.fail(ident, slot)
         for fn in self.on_death:
             fn(pid)
         if peer is not None and peer.plane is None:

@@ -18,6 +18,7 @@ class Waitable:
     latch: Lock | None = None  # a lock its waiter sleeps on while another thread drives
     where = 0  # the process that is to answer
     called = ""  # the function, where it waits for a call
+    since: float  # when that call was made, by the machine's clock: set only then
     value: Any = None
     error: BaseException | None = None
 
@@ -29,7 +30,7 @@ class Slot(Waitable):
     """Something to wait for, and nothing else. `Node.complete` ends the wait."""
 
     # Quicker to read and to write: each call has one.
-    __slots__ = ("called", "error", "latch", "ready", "value", "where")
+    __slots__ = ("called", "error", "latch", "ready", "since", "value", "where")
 
     def __init__(self, where: int = 0) -> None:
         self.ready = False

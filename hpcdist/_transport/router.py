@@ -35,6 +35,8 @@ class Peer:
         self.sent = 0  # bytes, all told
         self.queued = False
         self.flushed = 0
+        self.answered = 0  # the last call it has answered while others waited for it,
+        self.answered_at = 0.0  # and when that was
         self.known: set[int] = set()  # ids of functions it has the definition of
         self.bound: dict[str, Any] = {}  # globals of __main__ as it was last told
         self.released: deque[tuple[int, int, int]] = deque()  # references to count down there

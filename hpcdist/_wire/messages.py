@@ -199,6 +199,8 @@ class DeathNotice(NamedTuple):
     why: str
     host: str
     stderr: list[str]
+    older: list[str]
+    peak_rss: int | None
 
 
 @control(23)

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import pytest
 import hpcdist
 from hpcdist._cluster.onlookers import Onlookers
 from hpcdist._cluster.snapshots import Snapshots
+from hpcdist._maps.under_way import under_way
 from hpcdist._transport.contracts import Slot
 from tests.helpers import eventually
 
@@ -128,6 +130,30 @@ def test_the_function_of_a_map_is_named(pids: list[int], tmp_path: Path) -> None
         finally:
             path.touch()
         list(found)
+
+
+def held(go: str, k: int) -> int:
+    if k >= 4:
+        busy(go)
+    return k
+
+
+def test_maps_are_shown_with_what_is_left_of_them(pids: list[int], tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    done: list[list[int]] = []
+    mapping = threading.Thread(
+        target=lambda: done.append(hpcdist.pmap(held, [str(go)] * 40, range(40), batch_size=1))
+    )
+    mapping.start()
+    try:
+        eventually(lambda: [m for m in under_way(Snapshots.here().node) if m.done == 4])
+        (shown,) = json.loads(here("--json"))["maps"]
+    finally:
+        go.touch()
+        mapping.join()
+    assert done == [[*range(40)]]
+    assert (shown["function"], shown["done"], shown["total"]) == ("held", 4, 40)
+    assert shown["to_go"] == pytest.approx(36 / shown["rate"])
 
 
 def test_nothing_is_gathered_while_nobody_looks(pids: list[int]) -> None:

@@ -5,6 +5,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,21 @@ def take(channel: Any) -> Any:
     return channel.take()
 
 
+def hold_up() -> None:
+    """Take until the caller waits for us."""
+    hpcdist.remotecall_fetch(until_main_waits, 1)
+
+
+def until_main_waits() -> None:
+    eventually(lambda: "progress.py:wait" in stack_of_main())
+
+
+def stack_of_main() -> list[str]:
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    codes = [frame.f_code for frame, _ in traceback.walk_stack(frame)]
+    return [f"{Path(code.co_filename).name}:{code.co_name}" for code in codes]
+
+
 async def doze() -> int:
     return 1
 
@@ -65,6 +82,7 @@ def run(pids: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
             hpcdist.remotecall_fetch(double, where, 1)
         hpcdist.remotecall_fetch(len, pids[2], bytes(300_000))
         assert hpcdist.remotecall_fetch(doze, pids[2]) == 1
+        hpcdist.remotecall_fetch(hold_up, pids[1])
         hpcdist.pmap(double, range(50))
     return path
 
@@ -98,6 +116,25 @@ def test_what_a_call_waits_for(run: Path, pids: list[int]) -> None:
     waits = [e for e in events if e.get("cat") == "wait" and e["pid"] == pids[0]]
     inside = [e for e in waits if call["ts"] <= e["ts"] <= call["ts"] + call["dur"]]
     assert any(e["args"].get("for") == 1 for e in inside)
+
+
+def test_an_arrow_leads_from_a_wait_to_its_call(run: Path, pids: list[int]) -> None:
+    events = events_of(run)
+    (call,) = [e for e in events if e.get("cat") == "call" and e["name"] == "hold_up"]
+    (wait,) = [e for e in events if e["name"] == f"wait for {pids[1]}: hold_up"]
+    arrows = [
+        (s, f)
+        for s in events
+        for f in events
+        if (s["ph"], f["ph"]) == ("s", "f") and s["id"] == f["id"]
+    ]
+    mine = [(s, f) for s, f in arrows if is_in(s, wait) and f["pid"] == pids[1]]
+    assert any(is_in(f, call) for _, f in mine)
+
+
+def is_in(event: Event, slice_: Event) -> bool:
+    same = (event["pid"], event["tid"]) == (slice_["pid"], slice_["tid"])
+    return same and bool(slice_["ts"] <= event["ts"] <= slice_["ts"] + slice_["dur"])
 
 
 def test_messages_maps_and_coroutines(run: Path, pids: list[int]) -> None:

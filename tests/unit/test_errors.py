@@ -485,6 +485,23 @@ def test_process_exited() -> None:
     assert isinstance(again, HpcdistError)
 
 
+def test_process_exited_with_all_that_may_be_known() -> None:
+    error = ProcessExitedException(3, "exit code 3", "n7", [], ["a"], 1_250_000_000)
+    assert str(error) == (
+        "Worker 3 on n7 has exited: exit code 3. The process's memory had reached 1,250 MB.\n"
+        "Older lines of its stderr, from before its end:\n    a"
+    )
+    error.note_call("f", 130.0)
+    again = pickle.loads(pickle.dumps(error.copy("it was the disk")))
+    assert str(again) == (
+        "Worker 3 on n7 has exited: it was the disk (it was running f). The call had run for 2:10, "
+        "and the process's memory had reached 1,250 MB.\n"
+        "Older lines of its stderr, from before that call:\n    a"
+    )
+    again.stderr.append("b")
+    assert str(again).splitlines()[1:] == ["    b"]
+
+
 def test_channel_closed() -> None:
     assert str(ChannelClosed()) == "the channel is closed"
     assert str(pickle.loads(pickle.dumps(ChannelClosed("shut")))) == "shut"

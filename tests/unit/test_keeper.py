@@ -81,6 +81,10 @@ def work(join):
             # Until the test makes the file: the join file's neighbour "go".
             while not os.path.exists(plan["go"]):
                 time.sleep(0.005)
+        elif word == "grow":
+            there = bytearray(64_000_000)
+            there[::4096] = bytes(len(there[::4096])).replace(bytes(1), b"x")
+            del there
         elif word == "segv":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif word == "raise":
@@ -210,6 +214,11 @@ class World:
         status: int | None = exits[0]["status"]
         return status
 
+    def peak_rss(self, rank: int) -> int | None:
+        exits = self.until(lambda: self.of("exit", rank))
+        peak: int | None = exits[0]["peak_rss"]
+        return peak
+
     def finish(self, grace: float = 0.0) -> float:
         began = time.monotonic()
         self.keeper.send({"op": "end", "grace": grace})
@@ -282,6 +291,21 @@ def test_exit_codes_and_output_arrive_before_the_end(launch: Launch, how: str) -
     assert all(
         world.events.index(event) < exit_at for event in world.of("out", 0) if event["rank"] == 0
     )
+    world.finish()
+
+
+@pytest.mark.parametrize("how", [how for how in HOWS if how != "mpirun"])
+def test_an_end_tells_how_much_memory_there_was(launch: Launch, how: str) -> None:
+    """Also what was given back, and of a rank that was killed."""
+    mpi = ["mpi"] if how != "plain" else []
+    world = launch(how, [*mpi, "grow", "sleep"], [*mpi, "sleep"])
+    pids = {rank: int(world.word(rank, "sleeping")) for rank in (0, 1)}
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    grown, small = world.peak_rss(0), world.peak_rss(1)
+    assert grown is not None
+    assert small is not None
+    assert grown - small > 50_000_000
     world.finish()
 
 

@@ -72,6 +72,16 @@ def test_a_job_that_waits() -> None:
     assert "job 5 PENDING (Resources): 0 of 8 workers" in lines
 
 
+def test_maps_under_way() -> None:
+    known = {"function": "simulate", "done": 400, "total": 1600, "failures": 2, "workers": 8}
+    lines = page({**seen(BUSY), "maps": [{**known, "rate": 8.0, "to_go": 150.0}]})
+    assert "map simulate 25%: 400 of 1,600, 8 a second, 2:30 to go, 8 workers, 2 failures" in lines
+    endless = {**known, "total": None, "failures": 0, "rate": 0.5, "to_go": None}
+    lines = page({**seen(BUSY), "maps": [endless] * 9}, 40, height=23)
+    assert lines[2] == "map simulate: 400, 0.5 a second, 8 worke"
+    assert "(4 more maps)" in lines
+
+
 @pytest.mark.parametrize("width", [1, 5, 20, 40, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     lines = page(seen(BUSY, UNKNOWN, row(4, call="f" * 300, age=1e6, running=2)), width)

@@ -13,7 +13,7 @@ import hpcdist
 from hpcdist._cli.trace_page import page
 from hpcdist._cli.trace_summary import summarize
 from hpcdist._cluster.tracing import Clock, estimate
-from hpcdist._events import records
+from hpcdist._events import chrome, records
 from hpcdist._events.chrome import Ended, Frame, Person, convert
 from hpcdist._events.records import CALL, SENT, WAIT, Recorder
 from hpcdist._runtime.node import Node
@@ -56,6 +56,7 @@ def test_all_that_happens_is_in_the_file(sim: Simulation, tmp_path: Path) -> Non
     assert {e["cat"] for e in events if "cat" in e} >= {"call", "wait", "message", "tree", "map"}
     items = sum(e["args"]["items"] for e in events if e.get("cat") == "map")
     assert items == 100
+    assert sum(e["ph"] == "s" for e in events) >= 3  # those of the three waits
     assert not (tmp_path / "run.json.part").exists()
 
 
@@ -198,9 +199,9 @@ def made(*frames: Any) -> list[dict[str, Any]]:
 
 def example() -> list[dict[str, Any]]:
     two = [
-        (CALL, 77, 1 * MS, 5 * MS, 45 * MS, "long <b>", None, 1),
-        (WAIT, 77, 10 * MS, 20 * MS, 3, "short"),
-        (CALL, 77, 46 * MS, 46 * MS, 50 * MS, "short", "1, 2", 1),
+        (CALL, 77, 1 * MS, 5 * MS, 45 * MS, "long <b>", None, 1, 8),
+        (WAIT, 77, 10 * MS, 20 * MS, 3, "short", 2, 5),
+        (CALL, 77, 46 * MS, 46 * MS, 50 * MS, "short", "1, 2", 1, 9),
         (SENT, 50 * MS, 1, 5000),
     ]
     return made(
@@ -223,6 +224,32 @@ def test_the_events_of_records() -> None:
     assert short["args"]["arguments"] == "1, 2"
     assert [e["ts"] for e in events if e.get("cat") == "queued"] == [1000.0, 5000.0]
     assert any("7 records left out" in e["name"] for e in events)
+
+
+def arrows(*records: tuple[Any, ...]) -> list[tuple[str, int, float]]:
+    frames = [Frame(pid, 0, 0, pickle.dumps([record])) for pid, record in enumerate(records, 1)]
+    return [(e["ph"], e["pid"], e["ts"]) for e in made(*frames) if e["ph"] in ("s", "f")]
+
+
+def test_an_arrow_leads_from_a_wait_to_its_call() -> None:
+    wait = (WAIT, 7, 2 * MS, 9 * MS, 2, "f", 1, 30)
+    call = (CALL, 7, 1 * MS, 3 * MS, 8 * MS, "f", None, 1, 30)
+    assert arrows(wait, call) == [("s", 1, 2000.0), ("f", 2, 3000.0)]
+    assert arrows(call, wait) == [("s", 2, 2000.0), ("f", 1, 3000.0)]  # whichever is known first
+    # The caller was held up, and waits only since the call runs: no arrow points back in time.
+    assert arrows((*wait[:2], 5 * MS, *wait[3:]), call) == [("s", 1, 5000.0), ("f", 2, 5000.0)]
+    assert arrows((*wait[:2], 8 * MS, *wait[3:]), call) == []
+    assert arrows((*wait[:-1], 31), call) == []
+    assert arrows((*wait[:-2], 0, 0), (*call[:-1], 0)) == []
+
+
+def test_ends_of_arrows_that_stay_alone_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chrome, "_ENDS_MOST", 3)
+    ends = chrome._Arrows()
+    for ident in range(10):
+        assert not list(ends.call((1, ident), chrome._Place(2, 1, 1.0, 5.0)))
+    assert [key[1] for key in ends._calls] == [7, 8, 9]
+    assert len(list(ends.wait((1, 9), chrome._Place(1, 1, 0.0, 6.0)))) == 2
 
 
 def test_what_a_trace_tells() -> None:
