@@ -15,8 +15,15 @@ Workers import this module before anything else, so the heavier parts of the sta
 
 from __future__ import annotations
 
-import sys
-
+from hpcdist._error_parts import (
+    args_of,
+    from_parts,
+    members,
+    parts,
+    pickles_by_default,
+    set_parts,
+    static_base,
+)
 from hpcdist._frames import OWN_FOLDER, drop_frames, without_top
 from hpcdist._numbers import clock
 from hpcdist._public import public
@@ -25,11 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from traceback import TracebackException
-    from typing import Any, Self, TypeAlias
+    from typing import Any, Self
     from weakref import WeakKeyDictionary, ref
-
-    # How an exception travels: its class, args, __dict__, and the members that live in C or slots.
-    Parts: TypeAlias = tuple[type[BaseException], tuple[Any, ...], dict[str, Any], dict[str, Any]]
 
 __all__ = [
     "ChannelClosed",
@@ -44,7 +48,6 @@ __all__ = [
 ]
 
 _INDENT = "    "
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, Include/object.h: set on every class made at run time
 _REMOTE = "_hpcdist_remote"  # the one key of ours in the __dict__ of a RemoteException
 
 
@@ -94,11 +97,11 @@ class RemoteException(HpcdistError):
     __hash__ = Exception.__hash__
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
-        return _static_base(cls).__new__(cls)
+        return static_base(cls).__new__(cls)
 
     def __init__(self, pid: int, cause: BaseException, traceback: str = "") -> None:
         # Not super(): that would run the __init__ of the user's class.
-        BaseException.__init__(self, *_args_of(cause))
+        BaseException.__init__(self, *args_of(cause))
         self.__dict__[_REMOTE] = (pid, cause, traceback)
         # Python prints __cause__ above this exception. The text of a nested RemoteException is
         # long and stands in our own str() already: it would be shown twice.
@@ -115,7 +118,7 @@ class RemoteException(HpcdistError):
             kind = _remote_class(type(cause))
             made = kind.__new__(kind)
             if kind is not RemoteException:
-                _set_parts(made, *_visible_parts(cause))
+                set_parts(made, *_visible_parts(cause))
             RemoteException.__init__(made, pid, cause, traceback_text)
             repr(made)
         except Exception:  # Any class of the user's may be in the way; the plain form never is.
@@ -389,17 +392,10 @@ def _rebuild_remote(
     return error
 
 
-# -- The cause on the wire ------------------------------------------------------------------------
-#
-# Exceptions pickle as "class, args" and are rebuilt by calling the class, which fails for each one
-# whose __init__ takes something else than its args. Hence those without a pickling of their own
-# travel as their parts, and their __init__ is not called again.
-
-
 def _dump_cause(cause: BaseException) -> bytes | None:
     """Return the pickled cause, or None when that is impossible."""
     try:
-        return _dumps(_parts(cause) if _pickles_by_default(type(cause)) else cause)
+        return _dumps(parts(cause) if pickles_by_default(type(cause)) else cause)
     except Exception:  # Pickling runs the user's code: it may raise whatever it likes.
         return None
 
@@ -412,7 +408,7 @@ def _load_cause(type_name: str, text: str, body: bytes | None) -> BaseException:
         try:
             loaded = pickle.loads(body)
             if isinstance(loaded, tuple):
-                loaded = _from_parts(*loaded)
+                loaded = from_parts(*loaded)
             if isinstance(loaded, BaseException):
                 return loaded
         except (Exception, SystemExit):  # Unpickling runs the user's code, missing modules and all.
@@ -435,22 +431,6 @@ def _dumps(value: object) -> bytes:
     return _pickler.dumps(value)
 
 
-def _pickles_by_default(kind: type[BaseException]) -> bool:
-    import copyreg
-
-    return (
-        kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is _static_base(kind).__reduce__
-        and getattr(kind, "__setstate__", None) is getattr(BaseException, "__setstate__", None)
-        and kind not in copyreg.dispatch_table
-        and not issubclass(kind, BaseExceptionGroup)  # Its members live where only __new__ writes.
-    )
-
-
-def _parts(cause: BaseException) -> Parts:
-    return type(cause), _args_of(cause), dict(vars(cause)), _members(cause)
-
-
 def _visible_parts(cause: BaseException) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the RemoteException for `cause` takes over from it.
 
@@ -458,62 +438,7 @@ def _visible_parts(cause: BaseException) -> tuple[dict[str, Any], dict[str, Any]
     names in the frames of *this* process ("Did you mean …").
     """
     state = {key: value for key, value in vars(cause).items() if key != "__notes__"}
-    return state, {} if isinstance(cause, NameError | AttributeError) else _members(cause)
-
-
-def _from_parts(
-    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], members: dict[str, Any]
-) -> BaseException:
-    kind = _main_class(kind)
-    made = _static_base(kind).__new__(kind)
-    _set_parts(made, state, members)
-    BaseException.args.__set__(made, args)  # type: ignore[attr-defined]
-    return made
-
-
-def _main_class(kind: type[BaseException]) -> type[BaseException]:
-    """Return this process' own `__main__` class of that name, which `except` clauses here mean."""
-    if kind.__module__ != "__main__":
-        return kind
-    found: object = sys.modules.get("__main__")
-    for name in kind.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else kind
-
-
-def _set_parts(made: BaseException, state: dict[str, Any], members: dict[str, Any]) -> None:
-    vars(made).update(state)
-    for name, value in members.items():
-        BaseException.__setattr__(made, name, value)
-
-
-# What C members, C properties and slots are called from.
-_DESCRIPTORS = tuple(type(vars(OSError)[name]) for name in ("errno", "characters_written"))
-
-
-def _members(exc: BaseException) -> dict[str, Any]:
-    """Return what an exception holds outside its `__dict__` and args: errno, slots and the like."""
-    found: dict[str, Any] = {}
-    for kind in type(exc).__mro__:
-        if kind in (Exception, BaseException, object):
-            continue
-        for name, descriptor in vars(kind).items():
-            if not isinstance(descriptor, _DESCRIPTORS) or name.startswith("__"):
-                continue
-            if kind is AttributeError and name == "obj":  # Of any size, and of no use elsewhere.
-                continue
-            try:
-                value = descriptor.__get__(exc)
-            except (AttributeError, TypeError):  # Never set.
-                continue
-            if value is not None:
-                found.setdefault(name, value)
-    return found
-
-
-def _args_of(exc: BaseException) -> tuple[Any, ...]:
-    args: tuple[Any, ...] = BaseException.args.__get__(exc)  # type: ignore[attr-defined]
-    return args
+    return state, {} if isinstance(cause, NameError | AttributeError) else members(cause)
 
 
 class _RemoteClasses:
@@ -558,15 +483,6 @@ def _may_be_shown_as(kind: type[BaseException]) -> bool:
         and not issubclass(kind, (StopIteration, StopAsyncIteration, BaseExceptionGroup))
         and not issubclass(kind, (TimeoutError, HpcdistError))
     )
-
-
-def _static_base(kind: type[BaseException]) -> type[BaseException]:
-    """Return the built-in class that `kind` is laid out as; its `__new__` runs no user code."""
-    # Along __base__, not the MRO: this is the line that Python itself checks a __new__ against.
-    base: Any = kind
-    while base.__flags__ & _HEAP_TYPE:
-        base = base.__base__
-    return base  # type: ignore[no-any-return]
 
 
 # -- Text -----------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ class World(WorldStates):
             self._on_output(rank, event["fd"], event["text"])
         elif kind == "exit":
             if rank in self.by_rank:
-                self._roster.note_peak(self.by_rank[rank], event.get("peak_rss"))
+                self._roster.note_peak(self.by_rank[rank], event.get("peak"))
             self._on_exit(rank, event["status"], event["abort"], event["launcher"])
         elif kind == "lost":
             self._on_lost(event["ranks"], event["why"])

@@ -33,6 +33,8 @@ from typing import NoReturn
 from hpcdist._keeper.aborts import blamed
 from hpcdist._keeper.escaped_processes import MARK, sweep
 from hpcdist._keeper.leftovers import Leftovers
+from hpcdist._keeper.peaks import Peaks
+from hpcdist._keeper.plans import Plan, Step
 from hpcdist._keeper.pmi import PmiServer, Reply
 from hpcdist._keeper.pmi_sockets import PmiSockets
 from hpcdist._keeper.processes import (
@@ -50,7 +52,6 @@ from hpcdist._keeper.processes import (
     open_fifos,
     pack,
     parse_launcher,
-    peak_rss_of,
     point_streams,
     ranks_of_session,
     stat_of,
@@ -66,7 +67,6 @@ REGISTRATION_LAG = 0.25
 FORKED_AT_ONCE = 4
 EOF_KILL_AFTER = 1.5
 TERM_KILL_AFTER = 0.5
-PEAKS_EVERY = 1.0
 # mpirun leaves by itself within 10 ms of its last rank, needs 0.27 s to kill ranks itself after a
 # SIGTERM (both measured with Open MPI 5.0.11), and removes its files only if it is not killed.
 LAUNCHER_TERM_AFTER = 0.3
@@ -89,7 +89,7 @@ class Keeper:
         self.launcher_status: int | None = None
         self.pmi: PmiServer | None = None
         self.leftovers = Leftovers()
-        self.plan: list[tuple[float, Callable[[], None]]] = []
+        self.plan = Plan()
         self.ending = False
         self.given_up = False
         self._incoming = bytearray()
@@ -101,8 +101,7 @@ class Keeper:
         self._lost: set[int] = set()
         self._registered: set[int] = set()
         self._last_words: dict[int | None, str] = {}
-        self._peak_rss: dict[int, int] = {}  # bytes, by rank
-        self._notes_peaks = False
+        self._peaks = Peaks()
         self._epoll = select.epoll()
         self._woken, self._waker = os.pipe()
         self._prctl = ctypes.CDLL(None).prctl
@@ -120,18 +119,14 @@ class Keeper:
         self._finish()
 
     def _turn(self) -> None:
-        timeout = -1.0
-        if self.plan:
-            timeout = max(0.0, self.plan[0][0] - time.monotonic())
-        for fd, events in self._epoll.poll(timeout):
+        for fd, events in self._epoll.poll(self.plan.timeout):
             if fd == self.link and events & select.EPOLLOUT:
                 self._flush()
             if fd == self.link and not events & ~select.EPOLLOUT:
                 continue
             if fd in self._watched:
                 self._watched[fd]()
-        while self.plan and self.plan[0][0] <= time.monotonic():
-            self.plan.pop(0)[1]()
+        self.plan.run()
 
     def _watch(self, fd: int, react: Callable[[], object]) -> None:
         self._watched[fd] = react
@@ -257,8 +252,7 @@ class Keeper:
         for rank in ranks[:FORKED_AT_ONCE]:
             self._fork_rank(rank, work)
         if rest := ranks[FORKED_AT_ONCE:]:
-            soon = time.monotonic() + 0.001
-            self.plan.insert(0, (soon, lambda: self._fork_ranks(rest, work)))
+            self.plan.later(0.001, lambda: self._fork_ranks(rest, work))
 
     def _warm_up(self) -> Callable[[str], None]:
         """Import once what every rank needs; forks then share it.
@@ -371,9 +365,8 @@ class Keeper:
         if rank in self.living and rank in self.pids:
             self.leftovers.note(self.pids[rank])
         self._registered.add(rank)
-        if self.births and not self._notes_peaks and not self.ending:
-            self._notes_peaks = True
-            self._note_peaks()
+        if self.births:
+            self._peaks.follow(self.plan, lambda: self.births.keys() & self.living, self.pids)
         if self.pmi is not None and len(self._registered) == self.launch["size"]:
             self.leftovers.unname()
             self._answer_pmi(self.pmi.complete())
@@ -393,23 +386,7 @@ class Keeper:
                     f"rank {rank} ended ({describe_status(status)}) before the world was up", rank
                 )
 
-        self._later(REGISTRATION_LAG, decide)
-
-    def _later(self, seconds: float, step: Callable[[], None]) -> None:
-        """Plan a step; a world that is to end takes it no more."""
-        self.plan = sorted([*self.plan, (time.monotonic() + seconds, step)], key=lambda at: at[0])
-
-    def _note_peaks(self) -> None:
-        """Note now and then how much memory a launcher's ranks on this host have had.
-
-        When one of them has ended, its launcher knows, and nobody can ask.
-        """
-        for rank in self.births.keys() & self.living:
-            peak = peak_rss_of(self.pids[rank])
-            if peak is not None:
-                self._peak_rss[rank] = peak
-        if not self.ending:
-            self._later(PEAKS_EVERY, self._note_peaks)
+        self.plan.later(REGISTRATION_LAG, decide)
 
     def _adopt(self, rank: int, pid: int) -> None:
         """Take a launcher's rank for ours if it is on this host, started by us.
@@ -479,20 +456,17 @@ class Keeper:
 
     def _send_exit(self, rank: int, status: int | None) -> None:
         all_end = self.launch["how"] == "hydra"  # as soon as one calls MPI_Abort
-        launcher = self.launcher_status
+        launcher, peak = self.launcher_status, self._peaks.of(rank)
         abort = blamed(self._last_words, rank, status, launcher, all_end=all_end)
-        peak = self._peak_rss.get(rank)
-        self.send(
-            ev="exit", rank=rank, status=status, abort=abort, launcher=launcher, peak_rss=peak
-        )
+        self.send(ev="exit", rank=rank, status=status, abort=abort, launcher=launcher, peak=peak)
 
     def _reap(self) -> None:
         children = {pid: rank for rank, pid in self.pids.items() if rank in self.living}
         for pid, rank in children.items() if self.launcher is None else ():
             ended = take_status(pid)
             if ended is not None:
-                status, self._peak_rss[rank] = ended
-                self._bury(rank, status)
+                self._peaks.note(rank, ended[1])
+                self._bury(rank, ended[0])
         if self.launcher is not None and self.launcher_status is None:
             ended = take_status(self.launcher)
             if ended is not None:
@@ -538,7 +512,7 @@ class Keeper:
         """Plan the end. A second call, from a more urgent cause, replaces the plan."""
         now = time.monotonic()
         kill_at = now + kill_after
-        steps: list[tuple[float, Callable[[], None]]] = [
+        steps: list[Step] = [
             (kill_at, lambda: self._signal_all(signal.SIGKILL)),
             (kill_at + GIVE_UP_AFTER, lambda: setattr(self, "given_up", True)),
         ]
@@ -547,8 +521,8 @@ class Keeper:
         if self.launcher is not None:
             steps.append((kill_at + LAUNCHER_TERM_AFTER, lambda: self._end_launcher(15)))
             steps.append((kill_at + LAUNCHER_KILL_AFTER, lambda: self._end_launcher(9)))
-        if not self.ending or min(at for at, _ in self.plan) > min(at for at, _ in steps):
-            self.plan = sorted(steps, key=lambda step: step[0])
+        if not self.ending or self.plan.starts_later_than(steps):
+            self.plan.become(steps)
         self.ending = True
 
     def _signal_all(self, number: int) -> None:

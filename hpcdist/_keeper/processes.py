@@ -285,16 +285,6 @@ def take_status(pid: int) -> tuple[int, int] | None:
     return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024
 
 
-def peak_rss_of(pid: int) -> int | None:
-    """Return the most memory that a process has had so far, in bytes; proc(5)."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            match = re.search(rb"^VmHWM:\s*(\d+) kB", file.read(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) * 1024 if match else None
-
-
 def lead_python_path(entries: list[str]) -> None:
     """Put `entries` in front of PYTHONPATH, for a program about to be run."""
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)

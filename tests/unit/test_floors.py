@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "hpcdist"
 
 FLOORS = {
     "_config": 1,
+    "_error_parts": 1,
     "_errors": 1,
     "_frames": 1,
     "_hints": 1,

@@ -216,7 +216,7 @@ class World:
 
     def peak_rss(self, rank: int) -> int | None:
         exits = self.until(lambda: self.of("exit", rank))
-        peak: int | None = exits[0]["peak_rss"]
+        peak: int | None = exits[0]["peak"]
         return peak
 
     def finish(self, grace: float = 0.0) -> float:
