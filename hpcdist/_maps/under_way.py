@@ -9,7 +9,7 @@ from hpcdist._maps.backlog import Backlog
 from hpcdist._maps.batch_calls import BatchCalls
 from hpcdist._maps.demand import Demand
 from hpcdist._maps.lanes import Batch, Early
-from hpcdist._maps.map_worker import Batches, Work
+from hpcdist._maps.map_worker import Batches
 from hpcdist._maps.pool_state import Pools
 from hpcdist._runtime.node import Mail, Node, Service, on
 from hpcdist._wire.messages import HandedOver
@@ -18,7 +18,7 @@ from hpcdist._wire.messages import HandedOver
 class Engine(Protocol):
     """One map under way."""
 
-    work: Work
+    function: str  # its name
     backlog: Backlog
     failures: int
 
