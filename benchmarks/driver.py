@@ -294,6 +294,7 @@ SCENARIOS: dict[str, Callable[[], Figures]] = {
     "links": lambda: clients.links(importlib.import_module("hpcdist")),
     "maps": lambda: parallel.maps(outside(4), rounds),
     "ranks": lambda: parallel.ranks(outside(8), rounds),
+    "habits": lambda: parallel.habits(outside(4), rounds),
     "loops": lambda: parallel.loops(outside(4), rounds),
     "loops_world": lambda: parallel.loops(in_world(), rounds),
     "values": lambda: parallel.values(outside(4), rounds),

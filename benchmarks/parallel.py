@@ -103,6 +103,33 @@ def ranks(hpcdist: Any, rounds: Callable[[int], range]) -> dict[str, Pair]:
     }
 
 
+def habits(hpcdist: Any, rounds: Callable[[int], range]) -> dict[str, Pair]:
+    """`Pool.map` of no-ops, against `multiprocessing`'s; methods of an object, against calls."""
+    mapped, asked = [], []
+    count, calls = 10 * ITEMS, 200
+    with multiprocessing.get_context("fork").Pool(4) as raw, hpcdist.Pool(4) as ours:
+        raw.map(bare, range(count))
+        ours.map(nothing, range(count))
+        for _ in rounds(9):
+            theirs = timed(lambda: raw.map(bare, range(count)))
+            mapped.append(
+                Pair(
+                    count / timed(lambda: ours.map(nothing, range(count))) / 1e6,
+                    count / theirs / 1e6,
+                )
+            )
+    pid = hpcdist.workers()[0]
+    call, method = hpcdist.remotecall_fetch, hpcdist.RemoteObject(list, pid).count
+    for _ in rounds(18):
+        plain = timed(lambda: [call(nothing, pid, k) for k in range(calls)])
+        asked.append(
+            Pair(
+                timed(lambda: [method(k) for k in range(calls)]) / calls * 1e6, plain / calls * 1e6
+            )
+        )
+    return {"pool": best_third(mapped, more_is_better=True), "object": best_third(asked)}
+
+
 def meet(k: int) -> int:
     """Meet the other ranks of a task once."""
     import hpcdist

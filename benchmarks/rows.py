@@ -161,6 +161,13 @@ def _parallel() -> list[Scenario]:
             ),
         ),
         Scenario(
+            "habits",
+            (
+                Row("pool", "Pool.map of 100,000 no-ops (floor: its model's)", "M/s", 1, more=True),
+                Row("object", "method of a RemoteObject (floor: a call)", "us", 1.2),
+            ),
+        ),
+        Scenario(
             "loops",
             (
                 Row("loop", "distributed(range(1000), add) (bare)", "us", 60, against="value"),

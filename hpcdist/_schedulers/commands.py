@@ -226,6 +226,17 @@ def _told(done: Done, host: Place) -> Done:
     return replace(done, status=int(said[1]), err=done.err[: said.start()])
 
 
+def text_of(path: str) -> str:
+    """Return the text of a file of the host where commands run."""
+    if place() is None:
+        with open(path) as file:
+            return file.read()
+    done = run(["cat", path])
+    if done.status:
+        raise CommandFailed(done)
+    return done.out
+
+
 def ask(*argv: str) -> Done:
     """Run a command; one that is missing or late has failed."""
     try:

@@ -124,8 +124,7 @@ class LSF(Scheduler):
 
     def hand_in(self, job: JobSpec, script: str, log: str | None) -> JobId:
         """Submit a script on bsub's standard input: only so are its directives read everywhere."""
-        with open(script) as file:
-            text = file.read()
+        text = commands.text_of(script)
         done = commands.run(["bsub"], deadline=SUBMIT_DEADLINE, log=log, input=text)
         if done.status:
             raise SubmitError(done.said)

@@ -2,15 +2,16 @@
 
 import json
 import os
+import shlex
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from hpcdist._schedulers import commands
-from hpcdist._schedulers.commands import CommandLate, CommandMissing, run
+from hpcdist._schedulers.commands import CommandLate, CommandMissing, ConnectionLost, run
 from tests.helpers import eventually
 
 Program = Callable[[str, str], Path]
@@ -130,3 +131,47 @@ def test_the_environment_of_another_process() -> None:
         "LC_ALL": "C",
         "SLURM_TIME_FORMAT": "standard",
     }
+
+
+class Elsewhere:
+    """Another host, whose shell is one of this host; `broken`: the way there ends too early."""
+
+    name, user = "login.site", "ada"
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+
+    def reaching(self, argv: Sequence[str]) -> list[str]:
+        lost = "echo Connection closed >&2; exit 255"
+        return ["sh", "-c", lost if self.broken else shlex.join(argv)]
+
+
+def test_commands_of_another_host_tell_how_they_end() -> None:
+    with commands.on(Elsewhere()):
+        done = run(["sh", "-c", "echo out; echo err >&2; exit 255"])
+        assert (done.status, done.out, done.err) == (255, "out\n", "err\n")
+        assert run(["cat"], input="a b; c").out == "a b; c"
+        assert run(["sh", "-c", "echo $LC_ALL"]).out == "C\n"
+        assert commands.user() == "ada"
+        with pytest.raises(CommandMissing, match=r"no-such-program.*is login\.site a login node"):
+            run(["no-such-program"])
+    assert commands.place() is None
+
+
+def test_a_connection_that_ends_is_no_answer() -> None:
+    with commands.on(Elsewhere(broken=True)):
+        with pytest.raises(
+            ConnectionLost, match=r"sbatch: .* login\.site ended: Connection closed"
+        ):
+            run(["sbatch", "script.sh"])
+        assert commands.ask("squeue").status == 1
+
+
+def test_a_file_is_read_where_commands_run(tmp_path: Path) -> None:
+    path = tmp_path / "script.sh"
+    path.write_text("#!/bin/sh\n")
+    assert commands.text_of(str(path)) == "#!/bin/sh\n"
+    with commands.on(Elsewhere()):
+        assert commands.text_of(str(path)) == "#!/bin/sh\n"
+        with pytest.raises(commands.CommandFailed, match="nowhere"):
+            commands.text_of(str(tmp_path / "nowhere"))
