@@ -103,11 +103,12 @@ def lead(wait: float, walltime: float | None) -> float:
         walltime: For how long a job may run.
 
     >>> [lead(10, 3600), lead(10, 86400), lead(1800, 86400), lead(0, 60)]
-    [360.0, 8640.0, 8640.0, 30.0]
+    [360.0, 8640.0, 8640.0, 20.0]
     """
-    tenth = 0.0 if walltime is None else walltime / 10
-    most = float("inf") if walltime is None else walltime / 2
-    return min(max(2 * wait, tenth, _LEAST_LEAD), most)
+    if walltime is None:
+        return max(2 * wait, _LEAST_LEAD)
+    least = min(_LEAST_LEAD, walltime / 3)  # of a short job most is to be used all the same
+    return min(max(2 * wait, walltime / 10, least), walltime / 2)
 
 
 def pause(failures: int, *, jobs: bool = False) -> float | None:
