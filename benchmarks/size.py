@@ -54,7 +54,7 @@ def local(hpcdist: Any, workers: int) -> None:
     rows = hpcdist.status()
     print(f"  status(): {len(rows)} rows in {time.perf_counter() - begin:.2f} s")
     begin = time.perf_counter()
-    assert len(hpcdist.everywhere.call(os.getpid)) == workers
+    assert len(hpcdist.everywhere.call(os.getpid, pids=pids)) == workers
     print(f"  everywhere: {(time.perf_counter() - begin) * 1e3:.0f} ms")
     time.sleep(1.0)  # what follows the start is over
     print(f"  idle: {cpu_percent([os.getpid()], _IDLE):.2f} % of a core for process 1")
