@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from hpcdist._monitor.crowds import WINDOW, Crowds
 from hpcdist._public import public
 from hpcdist._runtime.node import Mail, Node, Service, here, on
 from hpcdist._wire.messages import ForwardRecords, Line, Records
@@ -30,6 +31,9 @@ class LoggedByWorkers(Service):
         super().__init__(node)
         self._sinks: list[Sink] = []
         self._fallback: logging.Handler | None = None
+        self._lock = node.machine.lock()  # guards the crowds
+        self._crowds = Crowds(node.machine.now)
+        self._settles = False
         node.on_join.append(self._on_join)
 
     def add(self, sink: Sink) -> None:
@@ -40,6 +44,7 @@ class LoggedByWorkers(Service):
     def remove(self, sink: Sink) -> None:
         """Have them no longer go there."""
         if sink in self._sinks:
+            self._tell_of_crowds(everything=True)
             self._sinks.remove(sink)
             self._tell_all()
 
@@ -59,39 +64,62 @@ class LoggedByWorkers(Service):
 
     @on(Records)
     def _on_records(self, said: Records, mail: Mail) -> None:
-        import logging
-
         pid = mail.peer.pid
-        member = self.node.members.living.get(pid)
-        lines = list(said.lines)
+        for line in said.lines:
+            with self._lock:
+                held = self._crowds.take(pid, line)
+            if not held:
+                self._hand_out(pid, line)
         if said.left_out:
             what = f"{said.left_out:,} more records of worker {pid} were left out: it logs too many"
-            lines.append(Line("hpcdist", _WARNING, text=what))
-        for line in lines:
-            made = {
-                "name": line.name,
-                "levelno": line.level,
-                "levelname": logging.getLevelName(line.level),
-                "pathname": line.path,
-                "filename": line.path.rpartition("/")[2],
-                "module": line.path.rpartition("/")[2].removesuffix(".py"),
-                "lineno": line.number,
-                "funcName": line.function,
-                "msg": line.text,
-                "exc_text": line.trace or None,
-                "threadName": line.thread,
-                "process": line.process,
-                "processName": f"worker {pid}",
-                "pid": pid,
-                "host": member.host if member is not None else "",
-            }
-            record = logging.makeLogRecord({**dict(line.extra), **made})
-            if line.created:
-                record.created = line.created
-                record.msecs = line.created % 1 * 1000
-            for sink in list(self._sinks):
-                if line.level >= sink.level:
-                    self._hand(record, sink.logger or logging.getLogger(line.name))
+            self._hand_out(pid, Line("hpcdist", _WARNING, text=what))
+        if len(self._crowds) and not self._settles:
+            self._settles = True
+            self.node.progress.call_later(WINDOW, self._settle)
+
+    def _settle(self) -> None:
+        self._settles = False
+        self._tell_of_crowds()
+        if len(self._crowds):
+            self._settles = True
+            self.node.progress.call_later(WINDOW, self._settle)
+
+    def _tell_of_crowds(self, *, everything: bool = False) -> None:
+        with self._lock:
+            found = self._crowds.settle(everything=everything)
+        for line, pids in found:
+            self._hand_out(pids[-1], line, pids)
+
+    def _hand_out(self, pid: int, line: Line, pids: tuple[int, ...] = ()) -> None:
+        """Make a record of a worker's line, or of that of several, and have it handled."""
+        import logging
+
+        member = self.node.members.living.get(pid)
+        made = {
+            "name": line.name,
+            "levelno": line.level,
+            "levelname": logging.getLevelName(line.level),
+            "pathname": line.path,
+            "filename": line.path.rpartition("/")[2],
+            "module": line.path.rpartition("/")[2].removesuffix(".py"),
+            "lineno": line.number,
+            "funcName": line.function,
+            "msg": line.text,
+            "exc_text": line.trace or None,
+            "threadName": line.thread,
+            "process": line.process,
+            "processName": f"worker {pid}",
+            "pid": pid,
+            "pids": pids or (pid,),
+            "host": member.host if member is not None else "",
+        }
+        record = logging.makeLogRecord({**dict(line.extra), **made})
+        if line.created:
+            record.created = line.created
+            record.msecs = line.created % 1 * 1000
+        for sink in list(self._sinks):
+            if line.level >= sink.level:
+                self._hand(record, sink.logger or logging.getLogger(line.name))
 
     def _hand(self, record: logging.LogRecord, logger: logging.Logger) -> None:
         """Have a record handled; on stderr, where nobody has set `logging` up."""
@@ -115,6 +143,8 @@ def log_to(
     Each record arrives under its own logger's name, with `.pid` and `.host` of its worker, in the
     order in which that worker made them: those of a call before its result. A worker sends at most
     1,000 records a second; what was left out is counted, and equal records in a row are folded.
+    Where more than three workers log the same within a second, the others are one record, which
+    says how many they are and has their `.pids`.
     Workers that join later are included.
 
     Handlers are called on the thread that receives messages: they must not wait for a worker.
