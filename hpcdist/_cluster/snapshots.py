@@ -35,7 +35,6 @@ class Seen(NamedTuple):
 
     sample: Sample
     before: Sample | None
-    heard: float  # when it came, by our clock
 
 
 class _Answer(Waitable):
@@ -58,7 +57,7 @@ class Snapshots(Service):
         self._launches = node.service(Launches)
         self._sampler = node.service(Sampler)
         self._seen: dict[int, Seen] = {}
-        self._awaited: set[int] = set()  # at most one question to each is on its way
+        self._awaited: dict[int, float] = {}  # at most one question to each, and since when
         self._then: Callable[[], None] | None = None
         node.on_death.append(self._on_death)
 
@@ -83,17 +82,17 @@ class Snapshots(Service):
     def _ask(self, pid: int) -> None:
         node, ident = self.node, next(self.node.ids)
         answer = _Answer(self, pid)
-        self._awaited.add(pid)
+        self._awaited[pid] = node.machine.now()
         node.pending[ident] = answer
         try:
             node.peer(pid).send(AskSample(), ident)
         except (ProcessExitedException, ValueError):  # it died this moment
             node.pending.pop(ident, None)
-            self._awaited.discard(pid)
+            self._awaited.pop(pid, None)
 
     def take_in(self, pid: int, answer: Waitable) -> None:
         """Take in a sample; the last one ends the gathering."""
-        self._awaited.discard(pid)
+        self._awaited.pop(pid, None)
         if answer.error is None:
             said, _ = messages.decode(Sample, answer.value[1])
             self._note(pid, said)
@@ -103,7 +102,7 @@ class Snapshots(Service):
     def _note(self, pid: int, sample: Sample) -> None:
         known = self._seen.get(pid)
         before = None if known is None else known.sample
-        self._seen[pid] = Seen(sample, before, self.node.machine.now())
+        self._seen[pid] = Seen(sample, before)
 
     def _go_on(self, then: Callable[[], None]) -> None:
         if self._then is then:
@@ -202,7 +201,8 @@ class Snapshots(Service):
     def _state(self, pid: int, seen: Seen | None) -> str:
         if seen is None:
             return without_answer(self.node, pid) if pid in self._awaited else "starting"
-        if self.node.machine.now() - seen.heard > _SILENT:
+        asked = self._awaited.get(pid)  # not when it was last heard: perhaps nobody has asked
+        if asked is not None and self.node.machine.now() - asked > _SILENT:
             return without_answer(self.node, pid)
         if pid in self.node.members.draining:
             return "DRAINING"

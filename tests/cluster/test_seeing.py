@@ -27,6 +27,7 @@ from hpcdist import (
     status,
     workers,
 )
+from hpcdist._keeper.processes import stat_of
 from tests.helpers import eventually
 
 
@@ -127,6 +128,7 @@ def test_a_stopped_worker_is_shown_as_such(pair: list[int]) -> None:
     stopped = next(row for row in status() if row.pid == pair[0])
     os.kill(stopped.os_pid, signal.SIGSTOP)
     try:
+        eventually(lambda: state_of(stopped.os_pid) == "T")
         assert {row.pid: row.state for row in status()}[pair[0]] == "STOPPED"
     finally:
         os.kill(stopped.os_pid, signal.SIGCONT)
@@ -139,6 +141,11 @@ def test_the_table_in_a_notebook(pair: list[int]) -> None:
     assert shown.count("<tr>") == 4
     assert f"<td>{pair[0]}</td><td>{socket.gethostname()}</td>" in shown
     assert "&lt;Launch RUNNING: 1 of 1 workers&gt;" in launched_one()._repr_html_()
+
+
+def state_of(os_pid: int) -> str:
+    stat = stat_of(os_pid)
+    return "" if stat is None else stat.state
 
 
 def launched_one() -> hpcdist.Launch:
