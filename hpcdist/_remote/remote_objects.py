@@ -216,6 +216,7 @@ class RemoteObject(Reference):
         if peer.plane is not None and wants == FETCH:
             peer.plane.rouse(peer.rank)  # it wakes while we get ready
         data = None if kw else codec.dump_atoms(args) if args else b""
+        waiter.since = node.machine.now()
         node.pending[ident] = waiter
         try:
             if data is not None and len(data) <= _SHORT:
