@@ -154,13 +154,15 @@ def test_without_descriptors_the_silent_go_and_ours_come_in(
     crowd = silent(target, 8)
     eventually(lambda: len(few.service(strangers.Strangers)._here) == 8, TIMEOUT)
     _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    ours = socket.create_connection(target, TIMEOUT)  # not accepted before there is room
+    ours = socket.socket()
+    ours.settimeout(TIMEOUT)
     last = max(map(int, os.listdir("/proc/self/fd")))
     gaps = [os.dup(0)]  # where other tests have closed something
     while gaps[-1] < last:
         gaps.append(os.dup(0))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[-1] + 1, hard))
+        ours.connect(target)  # not accepted before there is room
         eventually(lambda: any(map(hung_up, crowd)), TIMEOUT)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
