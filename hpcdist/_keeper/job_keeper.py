@@ -47,6 +47,7 @@ class JobKeeper(Keeper):
         self._secure = secure
         self._told = launch
         self._join = join
+        self._programs = f"{os.path.dirname(join)}/bin"  # what stands before others on PATH
         self._step = ""  # the scheduler's name for what the launcher runs
         self._elsewhere: dict[int, tuple[str, int]] = {}  # ranks on other hosts: host, pid
         self._asked_launcher = False  # to end
@@ -79,6 +80,7 @@ class JobKeeper(Keeper):
 
     def _finish(self) -> None:
         unlink(self._join)
+        shutil.rmtree(self._programs, ignore_errors=True)
         linger = self._told.get("linger")
         # A launcher that cannot be killed may still hold what the next one needs.
         self._stays = bool(self._stays and linger and not self._asked and not self.given_up)
@@ -120,7 +122,7 @@ class JobKeeper(Keeper):
         env = {}
         srun = shutil.which("srun")
         if self.launch["how"] == "mpirun" and srun and "SLURM_JOB_ID" in os.environ:
-            env["PATH"] = lasting_srun.put_first(f"{os.path.dirname(self._join)}/bin", srun)
+            env["PATH"] = lasting_srun.put_first(self._programs, srun)
         self.launcher = self._fork(None, env, -1, signal.SIGTERM, None)
 
     def _note(self, op: Op) -> None:
