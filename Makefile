@@ -149,11 +149,13 @@ $(BOTH:%=hosts-%): hosts-%: .venv-%/.installed install-hosts
 # All else runs with the newest releases. Here: what depends on them, which is functions that travel,
 # certificates, templates, MPI's interface. These tests repeat some of those above; so they can measure
 # coverage without disturbing the only run of a test. Workers are not measured. Left out is what knows
-# no release: the programs of the swarm, which take minutes, and the tests that read our source.
+# no release: the longest simulations, of which coverage makes minutes, and the tests that read our
+# source.
+KNOW_NO_RELEASE = adapt floors old_faults placement scale swarm
 oldest: .venv-oldest/.installed
 	@echo '== tests with the oldest releases allowed'
 	.venv-oldest/bin/python -m tests._once_more $(SIDE) --cov=hpcdist --cov-report= -- \
-		-m "not slow" --ignore tests/unit/test_swarm.py --ignore tests/unit/test_floors.py \
+		-m "not slow" $(KNOW_NO_RELEASE:%=--ignore tests/unit/test_%.py) \
 		tests/cluster/test_large_functions.py \
 		tests/cluster/test_calls.py tests/cluster/test_futures.py tests/cluster/test_executor.py \
 		tests/cluster/test_cli.py tests/unit $(PYTEST_ARGS)

@@ -87,6 +87,7 @@ def rest(seconds: float) -> None:
     hpcdist.sleep(seconds)
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", range(2))
 def test_hours_of_work_in_bursts_start_no_job_twice(seed: int) -> None:
     """What comes again within `idle` finds its jobs; what comes later starts them anew, once."""

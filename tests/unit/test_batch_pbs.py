@@ -140,6 +140,7 @@ def test_ends(facts: dict[str, Any], said: str) -> None:
     assert found.state.terminal
 
 
+@pytest.mark.timeout(240)
 @given(st.text(max_size=60))
 def test_no_text_upsets_a_parser(text: str) -> None:
     assert isinstance(parse_jobs(text), dict)

@@ -88,6 +88,7 @@ def test_many_tasks_run_side_by_side_on_few_communicators(seed: int) -> None:
         assert is_tidy(sim, list(range(1, 14)))
 
 
+@pytest.mark.timeout(240)
 def test_500_tasks_of_4_ranks_on_32_workers_make_few_communicators() -> None:
     with Simulation(nodes=33, per_host=16, seed=1) as sim:
         sim.trace.is_on = False

@@ -50,6 +50,7 @@ def test_a_long_body_travels_apart() -> None:
     assert bytes(views[0]) == body
 
 
+@pytest.mark.timeout(240)
 @given(st.recursive(st.integers() | st.text() | st.binary() | st.none(), st.lists))
 def test_values_survive(value: Any) -> None:
     payload = codec.dumps(value)
