@@ -55,6 +55,18 @@ class Process:
         )
 
 
+def _holding(path: Path) -> str:
+    """Say what is in a folder: that tells who made it, and how far they came."""
+    try:
+        names = sorted(
+            f"{each.name} ({each.stat().st_mtime - path.stat().st_ctime:+.3f} s)"
+            for each in path.iterdir()
+        )
+    except OSError:
+        return ""
+    return f", a folder with {', '.join(names) or 'nothing in it'}"
+
+
 class Leftovers:
     """Knows what was there at the start, and tells what has come since."""
 
@@ -101,7 +113,7 @@ class Leftovers:
             # At every look: another run's files lie unused between a death and their removal.
             left = sorted(set(left) & set(self.files()))
         self._known_files.update(Path(name) for name in left)
-        return [f"file {name}" for name in left]
+        return [f"file {name}{_holding(Path(name))}" for name in left]
 
     def wait_descriptors(self, before: Counter[str], slack: int, timeout: float = 5.0) -> list[str]:
         """Give descriptors time to be closed; return how many of which kind are left then."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -560,7 +559,7 @@ class World(WorldStates):
         if isinstance(keeper, KeeperLink) and not self._keeper_spoke:
             # Whatever was started in its place does not listen. It leads a session of its own.
             keeper.kill()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            folders.remove(self.folder)
         elif (
             not self._to_keeper({"op": "end", "grace": 1.0, "stay": self.stays}) and not self.is_job
         ):
@@ -574,14 +573,14 @@ class World(WorldStates):
             if self.launch.jobs_of is not None:
                 self.launch.jobs_of.forget_folder(self)
             else:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                folders.remove(self.folder)
             self._removed = True
 
     def clear_away(self) -> None:
         """Remove what was made for it although it had been closed meanwhile."""
         if self.closed and self.keeper is None:
             self._shut_door()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            folders.remove(self.folder)
 
     def ended(self) -> bool:
         """Tell whether nothing of this world is left."""

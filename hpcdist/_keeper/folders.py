@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from collections import deque
 
 # A socket's path has 107 bytes (unix(7)); after this come the folder's name and the socket's.
 _LONGEST = 70
+_PATIENCE = 0.5  # seconds: what makes something in a folder that is removed is about to end
 
 
 def temporary() -> str:
@@ -19,6 +22,15 @@ def temporary() -> str:
 def private() -> str:
     """Make a folder that only this user can read, for sockets and whatever else."""
     return tempfile.mkdtemp(prefix="hpcdist-", dir=temporary())
+
+
+def remove(folder: str) -> None:
+    """Remove a folder that may still be filled by a process which has just been killed."""
+    give_up = time.monotonic() + _PATIENCE
+    shutil.rmtree(folder, ignore_errors=True)
+    while os.path.lexists(folder) and time.monotonic() < give_up:
+        time.sleep(0.005)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def last_lines(path: str, n: int) -> list[str]:

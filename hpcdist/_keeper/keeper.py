@@ -23,13 +23,13 @@ from __future__ import annotations
 import ctypes
 import os
 import select
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from hpcdist._keeper import folders
 from hpcdist._keeper.aborts import blamed
 from hpcdist._keeper.escaped_processes import MARK, sweep
 from hpcdist._keeper.leftovers import Leftovers
@@ -568,7 +568,7 @@ class Keeper:
         if self.launch.get("join"):
             unlink(self.launch["join"])
         if self.launch.get("dir"):
-            shutil.rmtree(self.launch["dir"], ignore_errors=True)
+            folders.remove(self.launch["dir"])
         self.send(ev="ended")
         if self.link >= 0:
             # pid 1 may be busy: what it has not read yet goes out within a second or not at all.

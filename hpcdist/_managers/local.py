@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 
 from hpcdist import _log
 from hpcdist._contract.kept_managers import KeptManager, LaunchView, Plan, WorldView
 from hpcdist._contract.managers import Settings
 from hpcdist._contract.phases import Phase
+from hpcdist._keeper import folders
 from hpcdist._keeper.installed_mpi import How, Mpi, find_mpi, launch_op, scrubbed
 from hpcdist._keeper.keeper_link import KeeperLink
 from hpcdist._public import public
@@ -133,7 +133,7 @@ def start_keeper(world: WorldView, how: How, mpi: Mpi | None, command: Sequence[
     world.command = " ".join(op["argv"]) or " ".join(map(str, keeper.process.args))  # type: ignore[arg-type]
     if not world.take(keeper):
         keeper.drop()
-        shutil.rmtree(world.folder, ignore_errors=True)  # it may have been filled again
+        folders.remove(world.folder)  # it may have been filled again
         return
     world.watch(keeper)
     with contextlib.suppress(OSError):  # its end tells

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hpcdist._keeper import installed_mpi
+from hpcdist._keeper import folders, installed_mpi
 from hpcdist._keeper.installed_mpi import MpiNotFound, find_mpi, identify, launch_op, scrubbed
 from hpcdist._keeper.keeper_link import KeeperLink
 from hpcdist._keeper.pmi import PmiServer
@@ -552,3 +552,24 @@ def test_it_hears_that_it_is_to_end_while_it_starts_ranks(tmp_path: Path) -> Non
     begun = world.of("started")
     assert len(begun) < 300
     until_dead([event["os_pid"] for event in begun], 5.0)
+
+
+def test_a_folder_that_is_filled_while_it_is_removed_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a rank that has been killed, and whose end is not there yet."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    tries: list[str] = []
+    rmtree = shutil.rmtree
+
+    def remove(path: str, *, ignore_errors: bool) -> None:
+        tries.append(path)
+        if len(tries) > 2:  # else there is something new in it
+            rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(folders, "_PATIENCE", 60.0)
+    monkeypatch.setattr(folders.shutil, "rmtree", remove)
+    folders.remove(str(folder))
+    assert len(tries) == 3
+    assert not folder.exists()
