@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import time
 from collections.abc import Generator
 from concurrent.futures import CancelledError
@@ -228,7 +227,7 @@ class JobFuture(Generic[T]):
         if self._task is None:
             jobs.forget(self._run)
             return
-        shutil.rmtree(self._folder, ignore_errors=True)
+        jobs.remove(self._folder)
         if not os.listdir(os.path.join(self._run, "tasks")):
             jobs.forget(self._run)
 

@@ -169,13 +169,18 @@ def write_script(folder: str, text: str, name: str = "script.sh") -> str:
     return path
 
 
-def forget(folder: str) -> None:
-    """Remove the folder of a run, and what points to it."""
-    for pause in _AGAIN:  # the script may be about to write its exit file there
+def remove(folder: str) -> None:
+    """Remove the folder of a job; its script may be about to write its exit file there."""
+    for pause in _AGAIN:
         time.sleep(pause)
         shutil.rmtree(folder, ignore_errors=True)
         if not os.path.exists(folder):
             break
+
+
+def forget(folder: str) -> None:
+    """Remove the folder of a run, and what points to it."""
+    remove(folder)
     link = os.path.join(jobs_folder(), os.path.basename(folder))
     if os.path.islink(link):
         os.unlink(link)
