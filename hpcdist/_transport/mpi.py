@@ -98,6 +98,7 @@ class MpiPlane:
         else:
             frame = b"".join([i[0] if isinstance(i, tuple) else i for i in items])
             buffers = _with_ends(items)
+        begun = 0
         try:
             request = comm.Isend(frame, rank, FRAME)
             if buffers or not request.Test():
@@ -109,7 +110,11 @@ class MpiPlane:
                     request = comm.Isend([piece, self._byte], rank, BUFFER)
                     last = end if start + _PIECE >= view.nbytes else None
                     sends.append((request, piece, rank, last))
+                begun += 1
         except self._failed:  # towards a peer that is lost: its keeper and its link will tell
+            for _, end in buffers[begun:]:
+                if end is not None:
+                    end()
             return
         if self._bells is not None and self._bells.ring(rank):
             self.woke = True
@@ -244,8 +249,10 @@ class MpiPlane:
             entry = sends[0]  # in its place until it is done: Ctrl-C may come between
             try:
                 done = entry[0].Test()
-            except self._failed:
+            except self._failed:  # before anybody has told us of the death
                 self._parked.append(sends.popleft())
+                if entry[3] is not None:
+                    entry[3]()
                 continue
             if not done:
                 sends.rotate(-1)  # behind the others: a slow peer must not hold them up
