@@ -98,7 +98,9 @@ def _launch(way: str, count: int, timeout: float) -> list[int]:
 def _warm_up(way: str, far: int) -> None:
     """Have all done once that comes to stay: modules, caches, descriptors of the interpreter."""
     cell = Cell(way, "SIGKILL", "reduce")
-    _play(cell, random.Random(0), far, None)
+    faults = _play(cell, random.Random(0), far, None)["faults"]
+    if faults:
+        sys.exit("\n".join([f"{cell} is wrong, which is played before the others:", *faults]))
 
 
 def _play(cell: Cell, rng: random.Random, far: int, trace: Trace | None) -> dict[str, Any]:
