@@ -24,12 +24,17 @@ def private() -> str:
     return tempfile.mkdtemp(prefix="hpcdist-", dir=temporary())
 
 
-def remove(folder: str) -> None:
-    """Remove a folder that may still be filled by a process which has just been killed."""
-    give_up = time.monotonic() + _PATIENCE
+def remove(folder: str, patience: float = _PATIENCE) -> None:
+    """Remove a folder that may still be filled, by a script or a process that is about to end.
+
+    Args:
+        patience: For how many seconds to try again.
+    """
+    give_up, pause = time.monotonic() + patience, 0.005
     shutil.rmtree(folder, ignore_errors=True)
     while os.path.lexists(folder) and time.monotonic() < give_up:
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
         shutil.rmtree(folder, ignore_errors=True)
 
 

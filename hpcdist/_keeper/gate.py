@@ -11,13 +11,12 @@ import asyncio
 import contextlib
 import getpass
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hpcdist import _config
-from hpcdist._keeper.folders import last_lines
+from hpcdist._keeper import folders
 from hpcdist._keeper.installed_mpi import MpiNotFound, find_mpi
 from hpcdist._keeper.keeper_link import checkout
 from hpcdist._keeper.processes import CHUNK, Op, pack, unpack
@@ -28,7 +27,7 @@ from hpcdist._wire import greeting
 
 _LOOK_EVERY = 0.5  # seconds, at what jobs leave in their folders
 _CALLING = 10.0
-_AGAIN = (0.0, 0.05, 0.2, 1.0, 3.0)  # a script may be about to write its exit file into a folder
+_WRITING = 4.25  # seconds: a script may be about to write its exit file into a folder
 _HERE = "127.0.0.1"
 EXIT = "exit"  # the file that a job's script leaves
 
@@ -135,16 +134,12 @@ class Gate:
 
     async def _do_tail(self, path: str, n: int) -> list[str]:
         """Return the last lines of a file; of none, nothing."""
-        return last_lines(path, n)
+        return folders.last_lines(path, n)
 
     async def _do_forget(self, folder: str) -> None:
         """Remove the folder of a run."""
         self._watched.pop(folder, None)
-        for pause in _AGAIN:
-            await asyncio.sleep(pause)
-            shutil.rmtree(folder, ignore_errors=True)
-            if not os.path.exists(folder):
-                break
+        await asyncio.to_thread(folders.remove, folder, _WRITING)
 
     # What jobs leave
 

@@ -7,7 +7,6 @@ import itertools
 import os
 import select
 import shlex
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -123,8 +122,10 @@ class GateLink:
                 lambda: number in self._answers or self._connection is not connection, _ANSWERING
             )
             said = self._answers.pop(number, None)
+            ended = self._connection is not connection
         if said is None:
-            raise ConnectionError(connection.gone)
+            late = f"the gate on {self._via.machine} has not answered within {_ANSWERING:g} s"
+            raise ConnectionError(connection.gone if ended else late)
         if "error" in said:
             raise OSError(f"on {self._via.machine}: {said['error']}")
         return said["answer"]
@@ -185,7 +186,7 @@ class GateLink:
         connection = self._connection
         if connection is not None:
             self._drop(connection)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        folders.remove(self._folder)
 
     def _drop(self, connection: SSHConnection) -> None:
         with self._changed:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcdist import _config
+from hpcdist._keeper import folders
 from hpcdist._public import public_in
 from hpcdist._schedulers.options import Asked, Own
 
@@ -21,7 +21,7 @@ from hpcdist._schedulers.options import Asked, Own
 FOLDER = "@folder@"
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*", re.ASCII)  # a folder's, and a job's for every scheduler
-_AGAIN = (0.0, 0.05, 0.2, 1.0)
+_WRITING = 1.25  # seconds
 
 
 @public_in("managers")
@@ -171,11 +171,7 @@ def write_script(folder: str, text: str, name: str = "script.sh") -> str:
 
 def remove(folder: str) -> None:
     """Remove the folder of a job; its script may be about to write its exit file there."""
-    for pause in _AGAIN:
-        time.sleep(pause)
-        shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.exists(folder):
-            break
+    folders.remove(folder, _WRITING)
 
 
 def forget(folder: str) -> None:
