@@ -400,6 +400,7 @@ def _driver_environment(ranks: int | None, env: dict[str, str | None] | None) ->
     environment: dict[str, str | None] = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT),
+        "PYTHONUNBUFFERED": None,  # with it a line is two writes, and mpiexec mixes those of ranks
         **(helpers.mpi_environment() if ranks is not None else {}),
         **(env or {}),
     }

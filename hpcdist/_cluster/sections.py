@@ -253,15 +253,14 @@ class Sections(Service):
             return
         (comm, *others) = section.comms
         fresh = bool(others) or not comm
-        lost = self._lost_beside(section.pids[0])
-        if fresh and patience > 0 and not all(map(self._is_buried, lost)):
+        lost = self._lost_beside(section.pids[0]) if fresh and patience > 0 else []
+        if not all(map(self._is_buried, lost)):
             self.node.progress.call_later(
                 TICK, lambda: self._start_under_lock(section, patience - TICK)
             )
             return
         if fresh:
             comm = next(self._numbers)
-        worn = bool(lost)
         section.stage.to(Stage.STARTED)
         for share in section.shares.values():
             share.to(Share.INSIDE)
@@ -269,7 +268,7 @@ class Sections(Service):
         self._kept.limit([other.pids for other in self._active.values()])
         for pid in section.pids:
             unkept = self._kept.unkept(pid)
-            go = SectionGo(section.number, comm, fresh, worn=worn, unkept=unkept)
+            go = SectionGo(section.number, comm, fresh, unkept=unkept)
             send_now(self.node, pid, go)
 
     def _start_under_lock(self, section: Section, patience: float) -> None:

@@ -173,7 +173,8 @@ class Trace:
                 self._await([pid], deadline, last=False)
                 rounds -= 1
         self._await(known, deadline, last=last)
-        left_out, blob = self._recorder.take()
+        recorder = self._recorder
+        left_out, blob = recorder.take_last() if last else recorder.take()
         self._write_records(Frame(node.me, 0, left_out, blob))
 
     def _await(self, pids: list[int], deadline: float, *, last: bool) -> None:

@@ -150,7 +150,7 @@ class SectionMembers(Service):
                 plane.free_comm(comm)
         if not go.fresh:
             return self._kept[pids][1]
-        made = plane.make_comm(pids, go.comm, go.worn)
+        made = plane.make_comm(pids, go.comm)
         self._kept[pids] = (go.comm, made)
         return made
 

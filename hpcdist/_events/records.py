@@ -61,6 +61,7 @@ class Recorder(Service):
         self.records: list[tuple[Any, ...]] = []
         self._left_out = 0
         self._goes_on = False
+        self._under_way: Callable[[], list[tuple[Any, ...]]] = list
         node.on_join.append(self._on_join)
 
     @on(StartRecording)
@@ -69,7 +70,7 @@ class Recorder(Service):
 
     @on(TakeRecords)
     def _on_take(self, said: TakeRecords, mail: Mail) -> None:
-        left_out, blob = self.take()
+        left_out, blob = self.take_last() if said.last else self.take()
         if said.last:
             self.stop()
         taken = Taken(self._clock(), boot(), left_out)
@@ -82,7 +83,8 @@ class Recorder(Service):
         if self._goes_on:
             return
         self._goes_on = True
-        _tap_calls(self, arguments)
+        self.records.clear()  # of calls that went on when the last trace was over
+        self._under_way = _tap_calls(self, arguments)
         _tap_waits(self)
         for name in ("stop", "drop_queue") if self.node.me != 1 else ():  # as it leaves, or parks
             self._taps.method(self.node.turns, name, self._leaving)
@@ -115,9 +117,18 @@ class Recorder(Service):
         left_out, self._left_out = self._left_out, 0
         return left_out, pickle.dumps(records, 5)
 
+    def take_last(self) -> tuple[int, bytes]:
+        """Hand out all that is kept, and what is known of calls that have not been noted yet.
+
+        Such a call may have been answered just now, and its caller may know it.
+        """
+        for record in self._under_way():
+            self.note(record)
+        return self.take()
+
     def _leaving(self, inner: Any) -> Any:
         def leave() -> None:
-            left_out, blob = self.take()
+            left_out, blob = self.take_last()
             master = self.node.peers.get(1)
             if master is not None and master.alive:
                 master.send(LastRecords(self._clock(), left_out), 0, b"", [blob])
@@ -151,12 +162,16 @@ def boot() -> str:
         return ""
 
 
-def _tap_calls(recorder: Recorder, arguments: bool) -> None:
+def _tap_calls(recorder: Recorder, arguments: bool) -> Callable[[], list[tuple[Any, ...]]]:
+    """Note calls as they end; return what makes records of those that are under way."""
     clock, note, node = recorder._clock, recorder.note, recorder.node
     functions, taps = recorder._functions, recorder._taps
     records, unheard = recorder.records, ("", None)
     queued: dict[int, int] = {}  # when calls were, by the identity of each
     heard: dict[int, tuple[str, str | None]] = {}  # by thread: the function of the call it runs
+    running: dict[
+        int, tuple[Any, int, int]
+    ] = {}  # by thread: a call, when it was queued, its start
     coroutines: dict[int, tuple[int, int]] = {}  # those that run: by identity, number and start
 
     def submit(inner: Any) -> Any:
@@ -170,20 +185,30 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> None:
     def run(inner: Any) -> Any:
         def ran(call: Any) -> None:
             me, began = _ident(), clock()
-            since = queued.pop(id(call), began)
+            running[me] = call, queued.pop(id(call), began), began
             try:
                 inner(call)
             finally:
-                name, shown = heard.pop(me, unheard)
-                name = name or functions.name_of(call.aux) or "?"
-                caller = node.me if call.peer is None else call.peer.pid
                 if len(records) < _ROOM:
-                    ended = clock()
-                    records.append((CALL, me, since, began, ended, name, shown, caller, call.ident))
+                    records.append(record(me, *running.pop(me), *heard.pop(me, unheard)))
                 else:
+                    del running[me]
+                    heard.pop(me, None)
                     recorder.leave_out()
 
         return ran
+
+    def record(
+        thread: int, call: Any, since: int, began: int, name: str, shown: str | None
+    ) -> tuple[Any, ...]:
+        ended = clock()
+        name = name or functions.name_of(call.aux) or "?"
+        caller = node.me if call.peer is None else call.peer.pid
+        return CALL, thread, since, began, ended, name, shown, caller, call.ident
+
+    def under_way() -> list[tuple[Any, ...]]:
+        threads = running.copy().items()  # one step: others go on meanwhile
+        return [record(me, *call, *heard.get(me, unheard)) for me, call in threads]
 
     def unpack(inner: Any) -> Any:
         def unpacked(call: Any) -> Any:
@@ -219,6 +244,7 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> None:
     for runner in recorder._runners.all:
         _tap_runner(taps, runner, unpack, start, end)
     taps.method(recorder._batches, "perform", _batch(clock, note))
+    return under_way
 
 
 def _tap_runner(taps: Taps, runner: Runner, unpack: Any, start: Any, end: Any) -> None:

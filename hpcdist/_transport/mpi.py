@@ -267,13 +267,12 @@ class MpiPlane:
 
     # Communicators
 
-    def make_comm(self, pids: Sequence[int], number: int, worn: bool) -> Any:
+    def make_comm(self, pids: Sequence[int], number: int) -> Any:
         """Make a communicator of some processes: a collective call of theirs alone.
 
         Args:
             pids: These processes, us among them.
             number: Tells it from others that are made at the same time.
-            worn: Whether the world has lost a process.
         """
         from mpi4py import MPI
 
@@ -282,9 +281,10 @@ class MpiPlane:
         group = everyone.Incl([rank_of.get(pid, self.rank) for pid in pids])
         self.paused = True
         try:
-            if worn and "Open MPI" in MPI.Get_library_version():
-                # Create_group fails in every world that has noticed a death (5.0.11: PROC_FAILED,
-                # as it would on the dead rank); this, which knows of no world, does not.
+            if "Open MPI" in MPI.Get_library_version():
+                # Create_group fails in a process that knows of a death anywhere in the world, and
+                # leaves one that does not know yet waiting for it, for ever (5.0.11). This, which
+                # knows of no world, does neither. It takes some 10 ms instead of 0.1.
                 made = MPI.Intracomm.Create_from_group(group, f"hpcdist-{number}")
             else:
                 made = self.comm.Create_group(group, number % 32768)

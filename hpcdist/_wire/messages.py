@@ -507,7 +507,6 @@ class SectionGo(NamedTuple):
     comm: int = 0
     fresh: bool = False  # the communicator is to be made
     culprit: int = 0  # the process that has failed
-    worn: bool = False  # the world has lost a worker
     unkept: Sequence[int] = ()  # communicators that are to be freed
 
 

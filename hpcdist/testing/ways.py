@@ -185,7 +185,7 @@ class SimPlane:
         """Tell whether something is under way that only polling completes: never."""
         return False
 
-    def make_comm(self, pids: Sequence[int], number: int, worn: bool) -> SimComm:
+    def make_comm(self, pids: Sequence[int], number: int) -> SimComm:
         """Make a communicator of some processes."""
         meetings = self._world.meetings.get(number)
         if meetings is None:

@@ -21,6 +21,7 @@ from hpcdist import (
     workers,
 )
 from hpcdist._cluster import placement
+from hpcdist._cluster.sections import Sections
 from hpcdist._collective.section_members import SectionMembers
 from tests.helpers import eventually, kill9
 
@@ -141,3 +142,16 @@ def test_a_death_ends_its_own_task_alone(fresh: Any) -> None:
     left = eventually(lambda: [pid for pid in pids if pid in workers()])
     more = [spmd.submit(meet, 1, ranks=2, pids=left) for _ in range(6)]
     assert [future.fetch(60)[0] for future in more] == [2] * 6
+
+
+def test_mpi_may_know_of_a_death_before_process_1(
+    fresh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of others that begins meanwhile goes on: its members make a communicator."""
+    *pids, lost = fresh(6)
+    kill9(hpcdist.remotecall_fetch(os.getpid, lost))
+    eventually(lambda: lost not in workers())
+    monkeypatch.setattr(Sections, "_lost_beside", lambda self, pid: [])
+    tasks = [spmd.submit(meet, 1, pids=pair) for pair in itertools.combinations(pids, 2)]
+    for task in tasks:
+        assert [total for total, _ in task.fetch(60)] == [2, 2]

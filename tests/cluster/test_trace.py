@@ -167,6 +167,19 @@ def test_what_is_no_trace(tmp_path: Path) -> None:
     assert not (tmp_path / "x.html").exists()
 
 
+def test_a_call_that_goes_on_at_the_end(pids: list[int], tmp_path: Path) -> None:
+    """Also one that has been answered, but not noted yet."""
+    channel: Any = hpcdist.RemoteChannel(1)
+    for file in ("one.json", "two.json"):
+        with hpcdist.trace(tmp_path / file):
+            goes_on = hpcdist.remotecall(take, pids[0], channel)
+            assert hpcdist.remotecall_fetch(double, pids[0], 1) == 2  # it has begun, and waits
+        channel.put(1)
+        goes_on.wait()
+        calls = [e for e in events_of(tmp_path / file) if e.get("cat") == "call"]
+        assert [e["pid"] for e in calls if e["name"] == "take"] == [pids[0]]
+
+
 WHOLE = """
 import hpcdist
 

@@ -40,7 +40,7 @@ def test_every_raw_control_has_a_handler(name: str) -> None:
 
 
 def test_a_control_arrives_as_it_was_sent() -> None:
-    sent = messages.SectionGo(7, comm=3, worn=True)
+    sent = messages.SectionGo(7, comm=3, fresh=True)
     data, buffers = messages.packed(sent, 42, b"behind", [b"beside"])
     _, _, count, _, ident, number = HEAD.unpack_from(data)
     assert (ident, number, [bytes(b) for b in buffers]) == (42, 62, [b"beside"])
