@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hpcdist import _errors
 from hpcdist._errors import ProcessExitedException
-from hpcdist._frames import brief
+from hpcdist._frames import brief, cut
 from hpcdist._hints import Hinting
 from hpcdist._maps.pool_state import Pools, State, Taker
 from hpcdist._public import public
@@ -244,7 +244,6 @@ class WorkerPool(Reference, AbstractWorkerPool):
             peer.send(OperatePool(self.key, "put", pid))
             node.progress.soon()
 
-    @brief
     def take(self, timeout: float | None = None) -> int:
         """Take the worker that has been free for longest; wait for one, first come first served.
 
@@ -252,7 +251,11 @@ class WorkerPool(Reference, AbstractWorkerPool):
             RuntimeError: The pool has no member left.
             TimeoutError: None became free in time.
         """
-        return self._wait_for("take", timeout)
+        try:  # not @brief: CPython looks for signals after a call with `*`
+            return self._wait_for("take", timeout)
+        except BaseException as exc:
+            cut(exc)
+            raise
 
     @brief
     def wait(self, timeout: float | None = None) -> WorkerPool:

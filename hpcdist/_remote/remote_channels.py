@@ -376,11 +376,11 @@ class RemoteChannel(Hinting, Reference, Generic[Value]):
         if timeout is not None and name in BLOCKING:
             keywords["timeout"] = timeout
         if type(backing) is Channel:
+            # Neither as below: CPython looks for signals after a call with `*` or `**`.
             if name == "take" and not args:
-                # Not as below: CPython 3.11 looks for signals after a call with `*` or `**`.
                 return backing.take(timeout=timeout)
-            if name == "put":
-                args = (object_paths.dumps(args[0], "the item").own(), *args[1:])
+            if name == "put" and len(args) == 1:
+                return backing.put(object_paths.dumps(args[0], "the item").own(), timeout=timeout)
             return getattr(backing, name)(*args, **keywords)
         try:
             return getattr(backing, name)(*args, **keywords)

@@ -6,10 +6,10 @@ In a thread that is not held it is raised at once. The threads that run calls ar
 they are in the user's function.
 
 All of this rests on when CPython looks for signals and for exceptions from other threads: when a
-Python function begins, at the end of a loop's turn, and after a call of a function that is written
-in C; never between two other instructions. So to read `noted` and to write `held` in the statement
-behind is one act, and so are a last write to `held` and the `return` to the caller. Hence the plain
-dictionaries, and no `set`, whose `add` is such a call.
+Python function begins, at the end of a loop's turn, and after a call of anything but a plain Python
+function; never between two other instructions. So to read `noted` and to write `held` in the
+statement behind is one act, and so are a last write to `held` and the `return` to the caller. Hence
+the plain dictionaries, and no `set`, whose `add` is such a call.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _SIGINT = int(signal.SIGINT)
 # The function in C: that of `signal` makes enums of numbers, which takes 5 us.
 _handler_of = import_module("_signal").getsignal
 _T = TypeVar("_T")
+_Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]
 
 
 class Interrupts:
@@ -193,12 +194,23 @@ class Section:
         finally:
             interrupts.held[me] = False
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    @property
+    def __exit__(self) -> _Exit:
+        """What ends the section: a plain function, after which CPython does not look for signals.
+
+        After a method it does, as `with` calls it: what was taken would be lost on its way out.
+        """
+
+        def end(
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+        ) -> None:
+            self._end(kind)
+
+        return end
+
+    def _end(self, kind: type[BaseException] | None) -> None:
         if not self._is_outer:
             return
         me, interrupts = self._me, self._interrupts

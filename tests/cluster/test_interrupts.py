@@ -5,6 +5,7 @@ back has gone to its old place. TEST_PRESSES sets how many presses from outside 
 instant from 0 to 600 us after a call has begun; by default few, for the time's sake.
 """
 
+import _thread
 import dis
 import os
 import random
@@ -29,6 +30,7 @@ PRESSES = int(os.environ.get("TEST_PRESSES", "25"))
 LATEST = 600  # microseconds after a call has begun
 ITEMS = 20  # for each press; a taker that is quicker than the press waits
 LONG = 30.0
+_MOMENTS = ("CALL", "RETURN", "JUMP_BACKWARD", "YIELD", "WITH_EXCEPT")
 
 # Reads delays in microseconds, presses Ctrl-C at our parent's, says so.
 _PRESSER = """
@@ -81,14 +83,15 @@ def presser() -> Iterator[Presser]:
 
 
 class Trap:
-    """Presses Ctrl-C at the n-th moment at which CPython looks for signals on the main thread.
+    """Presses Ctrl-C at the n-th moment that matters on the main thread.
 
-    Those are: a function begins; a loop goes round; a function written in C has returned.
+    CPython notices it as a function begins, as a loop goes round, and when anything but a plain
+    function has been called and returns. So it is pressed before these instructions, and before
+    the last one of a function, which may have been called as anything else.
     """
 
     def __init__(self, moment: int) -> None:
         self.left = moment
-        self.last: dict[FrameType, str] = {}
 
     def during(self, work: Callable[[], None]) -> bool:
         """Tell whether the press came before `work` was over."""
@@ -98,33 +101,27 @@ class Trap:
                 work()
             finally:
                 sys.settrace(None)
-            if self.left <= 0:  # it was postponed: what it would have ended was done
-                time.sleep(LONG)
-                raise AssertionError("Ctrl-C got lost")
+            ends = time.monotonic() + LONG
+            while self.left <= 0:  # it was postponed: what it would have ended was done
+                assert time.monotonic() < ends, "Ctrl-C got lost"
         except KeyboardInterrupt:
             pass
-        self.last.clear()
         return self.left <= 0
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename == __file__:
+        code = frame.f_code
+        if code.co_filename == __file__:
             return None
         frame.f_trace_opcodes = True
-        if event == "return" and frame.f_back is not None:
-            self.last.pop(frame.f_back, None)  # it had called a function in Python
-        elif event == "opcode":
-            self._look(self.last.get(frame, ""))
-            self.last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-        elif event == "call":
-            self._look("CALL")
-        return self._trace
-
-    def _look(self, last: str) -> None:
-        if last.startswith("CALL") or "BACKWARD" in last:
+        if event == "call" or (
+            event == "opcode" and dis.opname[code.co_code[frame.f_lasti]].startswith(_MOMENTS)
+        ):
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
-                signal.raise_signal(signal.SIGINT)
+                # To unpack is to press here, and no call: so it is not noticed here.
+                [_] = map(_thread.interrupt_main, (signal.SIGINT,))
+        return self._trace
 
 
 def at_every_moment(work: Callable[[], Any], restore: Callable[[], None]) -> None:
