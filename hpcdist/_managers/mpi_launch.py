@@ -468,8 +468,8 @@ class MpiLaunch(Service):
         world.close()
         self.node.progress.stop()
         sys.stdout.flush()
-        if crippled:
-            self._life.leave(0)
+        if crippled:  # not 0: MPICH's launcher may say the code of who ends last
+            self._life.leave(1)
         faulthandler.dump_traceback_later(_FINALIZE, exit=True)
         MPI.Finalize()
         self._life.leave(0, by_libc=True)
