@@ -281,19 +281,27 @@ class MpiPlane:
         group = everyone.Incl([rank_of.get(pid, self.rank) for pid in pids])
         self.paused = True
         try:
-            if "Open MPI" in MPI.Get_library_version():
-                # Create_group fails in a process that knows of a death anywhere in the world, and
-                # leaves one that does not know yet waiting for it, for ever (5.0.11). This, which
-                # knows of no world, does neither. It takes some 10 ms instead of 0.1.
-                made = MPI.Intracomm.Create_from_group(group, f"hpcdist-{number}")
-            else:
-                made = self.comm.Create_group(group, number % 32768)
+            made = self._make(group, number)
         finally:
             self.paused = False
             group.Free()
             everyone.Free()
         made.Set_errhandler(MPI.ERRORS_RETURN)
         return made
+
+    def _make(self, group: Any, number: int) -> Any:
+        from mpi4py import MPI
+
+        if "Open MPI" in MPI.Get_library_version():
+            # Create_group fails in a process that knows of a death anywhere in the world, and
+            # leaves one that does not know yet waiting for it, for ever (5.0.11). This, which
+            # knows of no world, does neither. It takes some 10 ms instead of 0.1.
+            try:
+                return MPI.Intracomm.Create_from_group(group, f"hpcdist-{number}")
+            except MPI.Exception as exc:  # from Slurm's PMI, whose steps end with the first death
+                if exc.Get_error_class() != MPI.ERR_UNSUPPORTED_OPERATION:
+                    raise
+        return self.comm.Create_group(group, number % 32768)
 
     def free_comm(self, made: Any) -> None:
         """Let go of a communicator whose other members do the same, each when it can.
