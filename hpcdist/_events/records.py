@@ -169,9 +169,8 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> Callable[[], list[tuple[A
     records, unheard = recorder.records, ("", None)
     queued: dict[int, int] = {}  # when calls were, by the identity of each
     heard: dict[int, tuple[str, str | None]] = {}  # by thread: the function of the call it runs
-    running: dict[
-        int, tuple[Any, int, int]
-    ] = {}  # by thread: a call, when it was queued, its start
+    # By thread: the call it runs, when that was queued, and when it began.
+    running: dict[int, tuple[Any, int, int] | None] = {}
     coroutines: dict[int, tuple[int, int]] = {}  # those that run: by identity, number and start
 
     def submit(inner: Any) -> Any:
@@ -185,16 +184,20 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> Callable[[], list[tuple[A
     def run(inner: Any) -> Any:
         def ran(call: Any) -> None:
             me, began = _ident(), clock()
-            running[me] = call, queued.pop(id(call), began), began
+            since = queued.pop(id(call), began)
+            running[me] = call, since, began
             try:
                 inner(call)
             finally:
                 if len(records) < _ROOM:
-                    records.append(record(me, *running.pop(me), *heard.pop(me, unheard)))
+                    ended = record(me, call, since, began, *heard.get(me, unheard))
+                    # No calls, so one act: whoever takes all meanwhile finds it here or there.
+                    running[me] = None
+                    records[2 * _ROOM :] = (ended,)
                 else:
-                    del running[me]
-                    heard.pop(me, None)
+                    running[me] = None
                     recorder.leave_out()
+                heard.pop(me, None)
 
         return ran
 
@@ -207,8 +210,8 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> Callable[[], list[tuple[A
         return CALL, thread, since, began, ended, name, shown, caller, call.ident
 
     def under_way() -> list[tuple[Any, ...]]:
-        threads = running.copy().items()  # one step: others go on meanwhile
-        return [record(me, *call, *heard.get(me, unheard)) for me, call in threads]
+        threads = running.copy().items()  # others go on meanwhile
+        return [record(me, *call, *heard.get(me, unheard)) for me, call in threads if call]
 
     def unpack(inner: Any) -> Any:
         def unpacked(call: Any) -> Any:
