@@ -71,6 +71,7 @@ class Future(Hinting, Reference, Waitable, concurrent.futures.Future[Value]):
     _cached: Any = _NOTHING
     _cond: threading.Condition | None = None
     _watchers: list[Any] | None = None
+    _due: list[Any] | None = None  # watchers that were there when somebody saw that we are done
     _callbacks: list[Callable[[Any], Any]] | None = None
     _hooks: list[Callable[[], None]] | None = None
     _subscribed = False
@@ -170,7 +171,7 @@ class Future(Hinting, Reference, Waitable, concurrent.futures.Future[Value]):
             return
         with self._cond:
             self._cond.notify_all()
-            watchers = list(self._watchers or ())
+            watchers = list(self._watchers or ()) if self._due is None else self._due
             callbacks, self._callbacks = self._callbacks, None
             late, self._hooks = self._hooks, None  # hooked while we were on our way here
         for hook in late or ():
@@ -508,9 +509,15 @@ class Future(Hinting, Reference, Waitable, concurrent.futures.Future[Value]):
 
     @property
     def _state(self) -> str:  # type: ignore[override]
-        if self.cancelled():
-            return "CANCELLED_AND_NOTIFIED"
-        return "FINISHED" if self.ready or self._cached is not _NOTHING else "PENDING"
+        """What `concurrent.futures` looks at, with the condition held, before it adds a watcher.
+
+        One that sees us done is not to hear of it again, though `arrived` may still be to come.
+        """
+        if not self.cancelled() and not self.ready and self._cached is _NOTHING:
+            return "PENDING"
+        if self._due is None:
+            self._due = list(self._watchers or ())
+        return "CANCELLED_AND_NOTIFIED" if self.cancelled() else "FINISHED"
 
 
 class Futures(Service):

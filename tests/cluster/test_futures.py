@@ -235,6 +235,38 @@ def test_concurrent_futures_accepts_them(pids: list[int]) -> None:
     assert sorted(future.result() for future in finished) == sorted(pids)
 
 
+def test_as_completed_gives_one_that_is_just_being_settled_once(
+    pids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at all of them when one is ready, but its watchers have not been told yet."""
+    channel: Any = hpcdist.RemoteChannel(1)
+    looked, told = threading.Event(), threading.Event()
+    base: Any = concurrent.futures._base
+    arrived, yields = hpcdist.Future.arrived, base._yield_finished_futures
+
+    def arrive_late(self: Any) -> None:
+        looked.wait(LONG)
+        arrived(self)
+        told.set()
+
+    def yield_later(*args: Any, **kw: Any) -> Any:
+        looked.set()
+        told.wait(LONG)
+        return yields(*args, **kw)
+
+    monkeypatch.setattr(hpcdist.Future, "arrived", arrive_late)
+    monkeypatch.setattr(base, "_yield_finished_futures", yield_later)
+    second = remotecall(hpcdist.take, pids[1], channel)
+    first = remotecall(identity, pids[0], 1)
+    eventually(lambda: first.ready)
+    both: list[Any] = [first, second]
+    finished: Any = concurrent.futures.as_completed(both, timeout=LONG)
+    assert next(finished) is first
+    channel.put(2)
+    assert next(finished) is second
+    assert list(finished) == []
+
+
 def test_first_completed_and_first_exception(busy: Busy, pids: list[int]) -> None:
     slow = remotecall(ran, busy.pid, "slow")
     quick, wrong = remotecall(myid, pids[1]), remotecall(fail, pids[1], "wrong")
