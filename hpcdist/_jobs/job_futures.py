@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Generator
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast
 
 from hpcdist import _errors
@@ -34,6 +35,7 @@ _LATE = 10.0  # a result may be seen so much later than the exit of the job, on 
 _SUBMISSION = 180.0  # a process that submits a job again has done so within this time
 _TAIL = 20
 _ATTEMPTS = "attempts.json"
+_CANCELLED = "cancelled"  # says which job
 _AGAIN_AFTER = ("PREEMPTED", "NODE_FAIL", "TIMEOUT")  # no fault of the function
 
 
@@ -212,7 +214,14 @@ class JobFuture(Generic[T]):
         if self.done():
             return False
         scheduler, number = self._scheduler(), self._attempts()[-1]
-        scheduler.cancel([number])
+        mark = os.path.join(self._folder, _CANCELLED)
+        with open(mark, "w") as file:
+            file.write(number)
+        try:
+            scheduler.cancel([number])
+        except BaseException:
+            os.unlink(mark)
+            raise
         JobWatch.here().ask_soon(scheduler)
         return True
 
@@ -266,9 +275,17 @@ class JobFuture(Generic[T]):
         if of == number:
             return Standing(known)
         standing = JobWatch.here().standing(self._scheduler(), number, self._folder)
-        if standing.ended and standing.verdict is not None:
-            envelopes.write(self._folder, ENDED, (number, standing.verdict))
+        verdict = standing.verdict
+        if standing.ended and verdict is not None:
+            if verdict.state is JobState.FAILED and self._was_cancelled(number):
+                verdict = replace(verdict, state=JobState.CANCELLED, word="CANCELLED", reason="")
+                standing = Standing(verdict)
+            envelopes.write(self._folder, ENDED, (number, verdict))
         return standing
+
+    def _was_cancelled(self, number: JobId) -> bool:
+        """Tell whether `cancel` has ended a job; its script may see the launcher fail first."""
+        return _text(os.path.join(self._folder, _CANCELLED)) == number
 
     # Again
 

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import pytest
 
 from hpcdist import HpcdistError, JobFuture
 from hpcdist._jobs import envelopes
+from hpcdist._schedulers.job import JobId
+from hpcdist._schedulers.verdict import JobState, Verdict
 from hpcdist._version import VERSION
 
 
@@ -83,3 +85,31 @@ def test_a_future_is_the_same_everywhere(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(one)) == one
     assert hash(pickle.loads(pickle.dumps(one))) == hash(one)
     assert one != JobFuture("a.2", str(tmp_path), 2)
+
+
+class Cancels:
+    """A scheduler whose job ends by itself as it is cancelled: its script's launcher fails."""
+
+    name = "cancels"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def poll(self, jobs: list[JobId]) -> dict[JobId, Verdict]:
+        return {job: Verdict(state=JobState.RUNNING, word="RUNNING") for job in jobs}
+
+    def cancel(self, jobs: list[JobId]) -> None:
+        (self._folder / "exit").write_text("1 0 n1\n")
+
+
+def test_who_cancels_a_job_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its script says that its launcher has failed, before it is asked to end itself."""
+    (tmp_path / "manifest.json").write_text('{"jobs": [["7"]]}')
+    (tmp_path / "started").write_text("n1")
+    monkeypatch.setattr(JobFuture, "_scheduler", lambda self: Cancels(tmp_path))
+    future: JobFuture[int] = JobFuture("a", str(tmp_path))
+    assert str(future.state) == "RUNNING"
+    assert future.cancel()
+    assert isinstance(future.exception(30), CancelledError)
+    assert str(future.state) == "CANCELLED"
+    assert not future.cancel()
