@@ -47,6 +47,7 @@ class Onlookers(Service):
         super().__init__(node)
         self._snapshots = node.service(Snapshots)
         self._window: Window | None = None
+        self._opening = node.machine.lock()  # workers may join on several threads at once
         self._in_folder: FolderWindow | None = None
         self._asked_at = self._asked_there_at = float("-inf")
         self._watchers: list[Callable[[bytes], None]] = []  # in this very process
@@ -56,9 +57,12 @@ class Onlookers(Service):
 
     def _open(self, pid: int) -> None:
         """Have a window from the first worker on: a driver without any is a plain program."""
-        if self._window is not None or not self.node.machine.shares_memory or self.node.me != 1:
+        if not self.node.machine.shares_memory or self.node.me != 1:
             return
-        self._window = window = Window()
+        with self._opening:
+            if self._window is not None:
+                return
+            self._window = window = Window()
         self.node.progress.start()
         self.node.progress.register(window.asked, self._on_question, select.EPOLLIN)
         folder = os.environ.pop(_FOLDER, "")  # drivers that this one starts are no run of their own

@@ -302,3 +302,30 @@ def test_keys(pids: list[int], end: str) -> None:
         eventually(shows(fd, r"in busy\b"))
         os.write(fd, b"q")
         assert shown.wait(30) == 0
+
+
+def test_workers_that_join_at_once_open_one_window(
+    pids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_into = Onlookers.here()
+    made: list[Any] = []
+    threads: list[threading.Thread] = []
+
+    class Opening:
+        """A window while which is opened another worker joins."""
+
+        asked = -1
+
+        def __init__(self) -> None:
+            made.append(self)
+            if len(made) == 1:
+                threads.append(threading.Thread(target=looked_into._open, args=(pids[1],)))
+                threads[0].start()
+                threads[0].join(0.5)  # it is through, or waits for us
+
+    monkeypatch.setattr("hpcdist._cluster.onlookers.Window", Opening)
+    monkeypatch.setattr(looked_into, "_window", None)
+    monkeypatch.setattr(looked_into.node.progress, "register", lambda *args: None)
+    looked_into._open(pids[0])
+    threads[0].join()
+    assert len(made) == 1
