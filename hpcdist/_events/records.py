@@ -83,7 +83,6 @@ class Recorder(Service):
         if self._goes_on:
             return
         self._goes_on = True
-        self.records.clear()  # of calls that went on when the last trace was over
         self._under_way = _tap_calls(self, arguments)
         _tap_waits(self)
         for name in ("stop", "drop_queue") if self.node.me != 1 else ():  # as it leaves, or parks
@@ -185,18 +184,19 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> Callable[[], list[tuple[A
         def ran(call: Any) -> None:
             me, began = _ident(), clock()
             since = queued.pop(id(call), began)
-            running[me] = call, since, began
+            running[me] = entry = call, since, began
             try:
                 inner(call)
             finally:
-                if len(records) < _ROOM:
-                    ended = record(me, call, since, began, *heard.get(me, unheard))
-                    # No calls, so one act: whoever takes all meanwhile finds it here or there.
+                has_room = len(records) < _ROOM
+                ended = record(me, *entry, *heard.get(me, unheard))
+                # No calls, so one act: `under_way` has noted it, or finds it noted.
+                if running[me] is entry:
                     running[me] = None
-                    records[2 * _ROOM :] = (ended,)
-                else:
-                    running[me] = None
-                    recorder.leave_out()
+                    if has_room:
+                        records[2 * _ROOM :] = (ended,)
+                    else:
+                        recorder.leave_out()
                 heard.pop(me, None)
 
         return ran
@@ -210,8 +210,14 @@ def _tap_calls(recorder: Recorder, arguments: bool) -> Callable[[], list[tuple[A
         return CALL, thread, since, began, ended, name, shown, caller, call.ident
 
     def under_way() -> list[tuple[Any, ...]]:
-        threads = running.copy().items()  # others go on meanwhile
-        return [record(me, *call, *heard.get(me, unheard)) for me, call in threads if call]
+        found = []
+        for me, entry in running.copy().items():  # others go on meanwhile
+            if entry is not None:
+                so_far = record(me, *entry, *heard.get(me, unheard))
+                if running[me] is entry:  # and the next line: one act, as above
+                    running[me] = None
+                    found.append(so_far)
+        return found
 
     def unpack(inner: Any) -> Any:
         def unpacked(call: Any) -> Any:

@@ -172,6 +172,7 @@ class Future(Hinting, Reference, Waitable, concurrent.futures.Future[Value]):
         with self._cond:
             self._cond.notify_all()
             watchers = list(self._watchers or ()) if self._due is None else self._due
+            self._due = []  # whoever comes from now on sees that we are done
             callbacks, self._callbacks = self._callbacks, None
             late, self._hooks = self._hooks, None  # hooked while we were on our way here
         for hook in late or ():

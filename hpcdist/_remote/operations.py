@@ -67,11 +67,19 @@ def isready(x: Any, /, *key: Any) -> bool:
 
 
 @public
-@brief
 def put(x: Any, value: Any, /, *key: Any, timeout: float | None = None) -> None:
     """Put a value into a channel, or into a future that is still empty."""
     here.node.admit()
-    x.put(value, *key, **_limit(timeout))
+    try:  # as in `take`: it would look as if nothing was put
+        if key:
+            x.put(value, *key, **_limit(timeout))
+        elif timeout is None:
+            x.put(value)
+        else:
+            x.put(value, timeout=timeout)
+    except BaseException as exc:
+        cut(exc)
+        raise
 
 
 @overload

@@ -255,13 +255,17 @@ def test_ctrl_c_at_every_moment_of_a_take(pids: list[int], owner: str, how: str)
 
 
 @pytest.mark.parametrize("owner", ["process 1", "another worker"])
-def test_ctrl_c_at_every_moment_of_a_put(pids: list[int], owner: str) -> None:
+@pytest.mark.parametrize("how", ["put", "function"])
+def test_ctrl_c_at_every_moment_of_a_put(pids: list[int], owner: str, how: str) -> None:
     channel = RemoteChannel(10**6, owner_of(owner, pids))
     put = 0
 
     def puts() -> None:
         nonlocal put
-        channel.put(put)
+        if how == "put":
+            channel.put(put)
+        else:
+            hpcdist.put(channel, put)
         put += 1
 
     def check() -> None:
