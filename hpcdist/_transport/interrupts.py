@@ -200,15 +200,7 @@ class Section:
 
         After a method it does, as `with` calls it: what was taken would be lost on its way out.
         """
-
-        def end(
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-        ) -> None:
-            self._end(kind)
-
-        return end
+        return lambda kind, error, trace: self._end(kind)
 
     def _end(self, kind: type[BaseException] | None) -> None:
         if not self._is_outer:
