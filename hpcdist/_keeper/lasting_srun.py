@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 
 # The words of srun (src/api/step_launch.c).
 _LOST = b"Node failure on "
@@ -40,26 +41,31 @@ def main(argv: list[str]) -> int:
     """Run an srun; return its exit code, once mpirun may know of its end."""
     if not _DAEMONS & set(argv):
         os.execv(argv[0], argv)
-    launcher, started, early = os.getppid(), list[subprocess.Popen[bytes]](), list[int]()
-
-    def pass_on(number: int, _: object) -> None:
-        if started:
-            started[0].send_signal(number)
-        else:
-            early.append(number)
-
-    for number in _TO_END:
-        signal.signal(number, pass_on)
-    with subprocess.Popen([argv[0], *_OPTIONS, *argv[1:]], stderr=subprocess.PIPE) as srun:
-        started.append(srun)
-        for told in early:
-            srun.send_signal(told)
+    launcher = os.getppid()
+    # A handler of Python's would not run if the signal came just before main() waits for srun.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TO_END)
+    with subprocess.Popen(
+        [argv[0], *_OPTIONS, *argv[1:]], stderr=subprocess.PIPE, preexec_fn=_unblock
+    ) as srun:
+        threading.Thread(target=_pass_on_signals, args=(srun,), daemon=True).start()
         assert srun.stderr is not None
         lost = _pass_on(srun.stderr.fileno())
         code = srun.wait()
     if lost:
         _stay(launcher)
     return code if code >= 0 else 128 - code
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_END)
+
+
+def _pass_on_signals(srun: subprocess.Popen[bytes]) -> None:
+    while True:
+        number = signal.sigwait(_TO_END)
+        if srun.poll() is not None:
+            os._exit(128 + number)
+        srun.send_signal(number)
 
 
 def _pass_on(stderr: int) -> bool:
@@ -76,8 +82,6 @@ def _stay(launcher: int) -> None:
     """Wait for the end of mpirun, or for a signal."""
     import ctypes  # it takes longer than all else here
 
-    for number in _TO_END:
-        signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
     while os.getppid() == launcher:
         signal.pause()
