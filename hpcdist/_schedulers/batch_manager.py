@@ -21,7 +21,13 @@ from hpcdist._runtime.node import here
 from hpcdist._schedulers import job, options, plan, verdict
 from hpcdist._schedulers.again import keep_spec
 from hpcdist._schedulers.job import JobId, JobSpec, write_script
-from hpcdist._schedulers.job_watch import Following, exit_verdict, final_verdict, give_up
+from hpcdist._schedulers.job_watch import (
+    OF_FAILURES,
+    Following,
+    exit_verdict,
+    final_verdict,
+    give_up,
+)
 from hpcdist._schedulers.login_host import host_of
 from hpcdist._schedulers.plan import PLACEHOLDER, BatchPlan, Via, plan_of
 from hpcdist._schedulers.render import render
@@ -279,7 +285,7 @@ class BatchManager(JobManager):
             return self._ask_for_end(world)
 
     def _ask_for_end(self, world: WorldView) -> str | None:
-        found = final_verdict(self.scheduler, world)
+        found = final_verdict(self.scheduler, world, questions=OF_FAILURES)
         if found is not None and found.state.terminal:
             if found.state is JobState.DONE:
                 return None

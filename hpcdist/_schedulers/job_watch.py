@@ -51,6 +51,9 @@ MISSES, LOST = 2, 4
 # (30 s by default), and accounting lags behind by seconds.
 PATIENCE = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 STEADY = 4  # a job that still runs after so many questions is not ending
+# What kills a job may reach its launcher first: then the script fails as if by itself. Grid Engine
+# tells of a job a second after its end at the earliest.
+OF_FAILURES = 5
 TAIL = 20
 # Once a launch is over: how long the answer to a submission is waited for, and how long any other
 # command may take.
@@ -473,12 +476,16 @@ def final_verdict(
     world: WorldView,
     patience: Sequence[float] | None = None,
     log: str | None = None,
+    *,
+    questions: int = 1,
 ) -> Verdict | None:
     """Ask, again and again, how a job ended; return what is known at the end.
 
     Args:
         world: Its `job`, `folder` and `verdict` count.
         patience: Pauses before each question; by default until a job that is ending has ended.
+        log: Where the questions are written.
+        questions: How many, without an answer, before a script that failed by itself is believed.
     """
     known: Verdict | None = world.verdict
     last = exit_verdict(world.folder)
@@ -496,12 +503,12 @@ def final_verdict(
         last = last or exit_verdict(world.folder)
         if known is not None and known.state.terminal:
             break
-        if answer is None and last is not None and _suffices(last, number + 1):
+        if answer is None and last is not None and _suffices(last, number + 1, questions):
             break
     return merge(known, last)
 
 
-def _suffices(last: Verdict, questions: int) -> bool:
+def _suffices(last: Verdict, asked: int, of_failures: int) -> bool:
     """Tell whether the exit file says enough where the scheduler says nothing.
 
     Of a script that was asked to end, only the scheduler knows why. One that failed by itself says
@@ -510,7 +517,7 @@ def _suffices(last: Verdict, questions: int) -> bool:
     """
     if last.signal:
         return False
-    return last.state is JobState.FAILED or questions >= STEADY
+    return asked >= (of_failures if last.state is JobState.FAILED else STEADY)
 
 
 def give_up(scheduler: Scheduler, world: WorldView) -> str:

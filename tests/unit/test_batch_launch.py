@@ -673,8 +673,13 @@ SILENT = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; 
 
 @pytest.mark.parametrize(
     ("code", "before"),
-    [(0, SHOWN.format("COMPLETING")), (1, SHOWN.format("COMPLETING")), (0, SILENT)],
-    ids=["done, completing", "failed, completing", "done, no answer"],
+    [
+        (0, SHOWN.format("COMPLETING")),
+        (1, SHOWN.format("COMPLETING")),
+        (0, SILENT),
+        (1, SILENT),  # its launcher was killed before it was
+    ],
+    ids=["done, completing", "failed, completing", "done, no answer", "failed, no answer"],
 )
 def test_a_time_limit_that_the_script_never_heard_of(
     fake: Slurm,
@@ -699,16 +704,17 @@ def test_a_time_limit_that_the_script_never_heard_of(
     assert launch.manager.end_of(world) == "TIMEOUT (TimeLimit)"
 
 
-def test_a_script_that_failed_by_itself_needs_nobodys_word(
-    fake: Slurm, launched: Callable[..., Launch]
+def test_a_script_that_failed_by_itself_is_believed_before_the_last_question(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(job_watch, "PATIENCE", (0.0,) * 7)
     launch = launched()
     world = launch.worlds[0]
     eventually(lambda: world.job is not None)
     world.up = True
     Path(world.folder, "exit").write_text("7 1795936663 n1\n")
     assert launch.manager.end_of(world) == "FAILED, exit code 7"
-    assert len(fake.calls("sacct")) == 1
+    assert len(fake.calls("sacct")) == job_watch.OF_FAILURES
 
 
 def test_a_job_on_a_lost_node_is_cancelled_until_it_is_gone(
