@@ -16,7 +16,7 @@ root asks these again, and those that have done the work only answer again.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from hpcdist import _errors
@@ -246,7 +246,7 @@ class Job:
 class Root(Job):
     """A job as the process sees it that wants it done."""
 
-    __slots__ = ("all_in", "kind", "payload", "pids")
+    __slots__ = ("all_in", "announced", "kind", "payload", "pids")
 
     def __init__(self, trees: Trees, kind: int, pids: Sequence[int], combines: bool) -> None:
         node = trees.node
@@ -255,6 +255,7 @@ class Root(Job):
         self.pids = pids
         self.payload = Payload(b"")
         self.all_in = Slot()
+        self.announced = set[int]()  # positions that the references inside are on their way to
 
     def begin(self, payload: Payload, branches: Sequence[Branch]) -> None:
         """Hand the work down; each process below hands it on."""
@@ -323,10 +324,12 @@ class Root(Job):
         branch, above, parcel, forwards = part
         body = parcel.body
         if parcel.refs:
-            whom = [branch.pid, *(p for _, p in below(branch))] if forwards else [branch.pid]
-            for pid in whom:
-                listed = self.trees.references.announce(parcel.refs, pid)
-            body = listed + body
+            references = self.trees.references
+            for position, pid in [branch[:2], *(below(branch) if forwards else ())]:
+                if position not in self.announced:  # who is asked again takes them in only once
+                    self.announced.add(position)
+                    references.announce(parcel.refs, pid)
+            body = references.listed(parcel.refs) + body
         down = Down(
             root=self.key.root,
             number=self.key.number,
@@ -503,11 +506,15 @@ class Trees(Service):
         with self.lock:
             self.jobs[key] = job
             early = self._early.pop(key, ())
+            asked: Collection[Branch] = ()
             if known is not None:  # done or being done: only the process above has changed
+                asked = known.waiting.values()  # if asked again, they would answer twice
                 known.above, known.ended = said.above, False
                 known.branches = branches
                 known.waiting = {branch.position: branch for branch in branches}
         for sub in branches:
+            if sub in asked:
+                continue
             if said.forwards:
                 above = (self.node.me, said.position)
                 onward = said._replace(position=sub.position, below=sub.below, above=above)

@@ -30,6 +30,7 @@ from hpcdist._wire.messages import (
     ACKNOWLEDGE,
     PUT_ITEM,
     TAKE_ITEM,
+    Farewell,
     Free,
     GiveBack,
     Operate,
@@ -246,6 +247,10 @@ class OwnedChannels(Service):
         self, peer: Peer, ident: int, body: Body, buffers: Sequence[Buffer]
     ) -> None:
         self._under_way.pop((peer.pid, ident), None)
+
+    @on(Farewell)
+    def _on_farewell(self, said: Farewell, mail: Mail) -> None:
+        self.node.reply(mail.peer, mail.ident, OK)
 
     @on(GiveBack)
     def _on_give_back(self, said: GiveBack, mail: Mail) -> None:

@@ -225,6 +225,10 @@ class References(Service):
                 peer = node.peers.get(ref.where)
                 if peer is not None and peer.alive:
                     peer.send(Sent(ref.whence, ref.id, dest))
+        return self.listed(refs)
+
+    def listed(self, refs: Sequence[Reference]) -> bytes:
+        """Return the list that goes along with references."""
         data = pickle.dumps([(type(r), r.where, r.whence, r.id, r._facts()) for r in refs], 5)  # type: ignore[attr-defined]
         return len(data).to_bytes(4, "little") + data
 

@@ -48,6 +48,7 @@ class Peer:
         self.bound: dict[str, Any] = {}  # globals of __main__ as it was last told
         self.released: list[tuple[int, int, int]] = []  # references to count down there
         self.taken: list[int] = []  # takes from its channels that are to be acknowledged
+        self.has_acknowledged = False  # some, ever
         self.reach: Callable[[Peer], None] | None = None  # dials where there is no link yet
         self._progress = progress
         self._clock = progress.machine.clock
@@ -169,6 +170,7 @@ class Peer:
             self._post_release([_TRIPLE.pack(*r) for r in released[start : start + _TRIPLES]])
 
     def _acknowledgements(self) -> list[bytes]:
+        self.has_acknowledged = True
         return [_head(CONTROL, 0, 0, 0, ident, ACKNOWLEDGE) for ident in _all_of(self.taken)]
 
     def _post_release(self, parts: list[bytes]) -> None:

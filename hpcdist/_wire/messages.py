@@ -164,6 +164,11 @@ class Free(NamedTuple):
     ref: RefId
 
 
+@control(19)
+class Farewell(NamedTuple):
+    """From a worker that leaves to a channel's owner, a request: have you all our word of items?"""
+
+
 # Workers: how they come and go
 
 

@@ -22,6 +22,7 @@ from hpcdist._wire.messages import (
     Condition,
     DeathNotice,
     Died,
+    Farewell,
     JobEnds,
     Joined,
     Leave,
@@ -143,12 +144,13 @@ class Life(Service):
     # Leaving
 
     def say_goodbye(self) -> None:
-        """Hand everything unsent to the kernel."""
+        """Hand everything unsent to the kernel; wait until owners of channels know what came."""
         sys.stdout.flush()
         sys.stderr.flush()
         master = self.node.peers[1]
         now = self.node.machine.now
         deadline = now() + 1.0
+        self._await_owners(deadline)
         while now() < deadline:
             self.node.progress.nudge()
             link = master.link
@@ -158,6 +160,16 @@ class Life(Service):
                 self.node.progress.wait(Slot(), now() + 0.01)
             except TimeoutError:
                 pass
+
+    def _await_owners(self, deadline: float) -> None:
+        """See that our acknowledgements overtake the word of our end, or items come twice."""
+        self.node.progress.nudge()
+        owners = [p.pid for p in list(self.node.peers.values()) if p.has_acknowledged and p.alive]
+        try:
+            for answer in [self.node.request(pid, Farewell()) for pid in owners]:
+                self.node.progress.wait(answer, deadline)
+        except TimeoutError:
+            pass
 
     def finalize(self) -> None:
         """Take leave of the launcher, which would take it for a crash; all ranks do so together."""

@@ -25,6 +25,13 @@ def test_fifty_random_programs(first: int) -> None:
     assert [failure.what for failure in failures if failure is not None] == []
 
 
+@pytest.mark.parametrize("seed", [205086, 205138])
+def test_a_program_that_once_failed(seed: int) -> None:
+    """A worker left, and an item it had taken came twice; an outcome came twice, and stayed."""
+    failure = play(random_program(seed))
+    assert failure is None, f"{failure}\n{random_program(seed)}"
+
+
 def test_a_seed_is_one_program() -> None:
     assert random_program(5) == random_program(5)
     assert random_program(5) != random_program(5, rough=True)

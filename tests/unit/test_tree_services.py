@@ -7,12 +7,14 @@ import pytest
 
 from hpcdist._collective import trees
 from hpcdist._collective.everywhere import CodeForAll
-from hpcdist._collective.trees import FAILED, OK, Branch, Job, Outcome, Root, Trees
+from hpcdist._collective.trees import FAILED, OK, Branch, Job, Outcome, Part, Root, Trees
 from hpcdist._collective.value_copies import ValueCopies
 from hpcdist._items.progress_bars import LoopBars
 from hpcdist._runtime.node import Node
+from hpcdist._runtime.references import Reference
 from hpcdist._transport.router import Peer
 from hpcdist._wire import messages
+from hpcdist._wire.codec import Payload
 from hpcdist._wire.frames import CONTROL
 from hpcdist._wire.messages import Down, Store, Up
 from hpcdist._worker.services import EVERY_PROCESS
@@ -71,6 +73,45 @@ def test_a_share_whose_root_dies_is_dropped(two: tuple[Node, Node]) -> None:
     one.died(5, one.members.death(5))
     assert not one.service(Trees).jobs
     assert other.service(Trees).jobs
+
+
+def test_who_is_asked_again_asks_those_again_that_have_answered(
+    two: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others' outcomes are on their way: they would come twice."""
+    one, _ = two
+    service = one.service(Trees)
+    service.starters[77] = lambda job, *rest: None
+    asked: list[int] = []
+    monkeypatch.setattr(service, "send", lambda pid, *rest, **kw: asked.append(pid) or True)
+    share = share_of(5, 77, below=(Branch(1, 8), Branch(2, 9)))
+    deliver(one, share)
+    deliver(one, Up(5, 1, 0, 1, [(1, OK, b"", 0, False)]))
+    deliver(one, share)
+    assert asked == [8, 9, 8]
+
+
+class Held(Reference):
+    """A value of process 1."""
+
+    where, whence, id = 1, 1, 70
+
+    def _facts(self) -> tuple[()]:
+        return ()
+
+
+def test_references_are_announced_once_however_often_work_is_sent(
+    two: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gets the work twice takes in the references inside with the first."""
+    one, _ = two
+    service = one.service(Trees)
+    monkeypatch.setattr(service, "send", lambda *args, **kw: True)
+    root = Root(service, 77, [8, 9], combines=False)
+    payload = Payload(b"", (), [Held()])
+    root.send(Part(Branch(0, 8, (Branch(1, 9),)), (1, -1), payload, True), 1, False)
+    root.send(Part(Branch(1, 9), (1, -1), payload, True), 1, False)
+    assert service.references.owned[1, 70].counts == {8: 1, 9: 1}
 
 
 def test_an_outcome_that_comes_as_its_job_ends_leaves_nothing(
