@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from tests.helpers import patient
+
 __all__ = ["Limit"]
 
 # How long the thread of `Limit` gets to collect its report before faulthandler, which needs neither
@@ -44,6 +46,7 @@ class Limit:
 
     def at_least(self, seconds: float) -> None:
         """Put the alarm off, where it would ring before so many seconds from now."""
+        seconds = patient(seconds)
         with self._changed:
             if self._deadline is None:
                 return

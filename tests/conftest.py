@@ -255,7 +255,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Set the alarm for the whole of a test: fixtures, test, and what is taken down after it."""
     run = item.config.stash[RUN]
     marker = item.get_closest_marker("timeout")
-    run.limit.start(item.nodeid, float(marker.args[0]) if marker else TEST_LIMIT)
+    limit = float(marker.args[0]) if marker else TEST_LIMIT
+    run.limit.start(item.nodeid, helpers.patient(limit))
     random.seed(f"{run.seed} {item.nodeid}")
     try:
         return (yield)
@@ -388,6 +389,7 @@ def script(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Fini
         if ranks is not None:
             command = [*helpers.mpiexec(ranks), *command]
         run.limit.at_least(timeout + 10)
+        timeout = helpers.patient(timeout)
         return _run_driver(
             command, tmp_path / f"driver{count}", stdin, _driver_environment(ranks, env), timeout
         )

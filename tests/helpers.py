@@ -19,6 +19,7 @@ __all__ = [
     "mpi_environment",
     "mpi_flavour",
     "mpiexec",
+    "patient",
 ]
 
 T = TypeVar("T")
@@ -35,16 +36,25 @@ _MPI_ENVIRONMENT = {
 }
 
 
+def patient(seconds: float) -> float:
+    """Return how long to wait for what takes a while on a machine with nothing else to do.
+
+    Limits find what never ends: on a crowded machine all that does end takes as much longer.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return seconds * min(5.0, max(1.0, os.getloadavg()[0] / (3 * cores)))
+
+
 def eventually(predicate: Callable[[], T], timeout: float = 30.0, message: str = "") -> T:
     """Wait until `predicate` returns something true, and return that.
 
     Wait on the condition, never for a fixed time: the test is then as quick as the machine and does
     not fail on a slow one.
     """
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
     pause = 0.001
     while not (value := predicate()):
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= begin + timeout and time.monotonic() >= begin + patient(timeout):
             what = message or f"{getattr(predicate, '__qualname__', predicate)} did not become true"
             raise AssertionError(f"{what} (after {timeout:g} s; last value: {value!r})")
         time.sleep(pause)

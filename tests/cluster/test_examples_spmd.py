@@ -1,8 +1,6 @@
-"""The examples that use `spmd`, and the pages about it, run as a user would run them."""
+"""The examples that use `spmd`, and the page about it, run as a user would run them."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXAMPLES = ("heat.py", "fft.py")
-PAGES = ("spmd.md", "executor.md")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -23,13 +20,8 @@ def test_example(name: str, ranks: int | None, script: Callable[..., Any]) -> No
     assert f"{workers} workers" in done.out
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page(page: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.M)
+def test_the_page(script: Callable[..., Any]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "spmd.md").read_text(), re.DOTALL | re.M)
     assert blocks
-    driver = tmp_path / "page.py"
-    driver.write_text("\n".join(blocks))
-    done = subprocess.run(
-        [sys.executable, driver], cwd=DOCS.parent, capture_output=True, text=True, timeout=50
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
+    done = script("\n".join(blocks))
+    assert done.rc == 0, done.err + done.out

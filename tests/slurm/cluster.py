@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
-from tests.helpers import eventually
+from tests.helpers import eventually, patient
 
 T = TypeVar("T")
 
@@ -124,6 +124,7 @@ class Running:
 
     def wait(self, timeout: float = 60) -> Finished:
         """Wait for its end; a failure, with all that was written, if it does not come."""
+        timeout = patient(timeout)
         try:
             rc = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
