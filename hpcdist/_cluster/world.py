@@ -39,6 +39,9 @@ from hpcdist._wire.messages import Welcome
 _TAIL = 20
 _VERDICT = 1.0  # how long a death on this host is held back for its reason,
 _VERDICT_AFAR = 1.5  # and one on another
+# How long ranks may take to end before they are made to. Where a job goes on there is no hurry, and
+# harm: Grid Engine ends one in which ranks on other nodes were killed.
+_GRACE, _GRACE_IN_JOB_THAT_STAYS = 1.0, 10.0
 _CLOSE = 1.0  # seconds by which two answers on the same end may differ
 
 
@@ -560,9 +563,10 @@ class World(WorldStates):
             # Whatever was started in its place does not listen. It leads a session of its own.
             keeper.kill()
             folders.remove(self.folder)
-        elif (
-            not self._to_keeper({"op": "end", "grace": 1.0, "stay": self.stays}) and not self.is_job
-        ):
+            return
+        grace = _GRACE_IN_JOB_THAT_STAYS if self.stays else _GRACE
+        heard = self._to_keeper({"op": "end", "grace": grace, "stay": self.stays})
+        if not heard and not self.is_job:
             self._remove_folder()
 
     def _remove_folder(self) -> None:

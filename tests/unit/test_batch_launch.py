@@ -617,6 +617,19 @@ def test_the_end_of_the_process_waits_for_a_folder_that_is_being_removed() -> No
     assert world.ended()
 
 
+def test_ranks_in_a_job_that_stays_have_time_to_end() -> None:
+    """Grid Engine ends a job in which ranks on other nodes had to be killed."""
+    launch: Any = SimpleNamespace(manager=None, settings=None, jobs_of=None, node=here.node)
+    said: list[dict[str, Any]] = []
+    for stays in (False, True):
+        world = world_of_launch.World(launch, None)
+        world.keeper = SimpleNamespace(send=said.append)  # type: ignore[assignment]
+        world.stays = stays
+        world.close()
+    assert [op["stay"] for op in said] == [False, True]
+    assert said[1]["grace"] >= 5 * said[0]["grace"]
+
+
 def test_folders_are_kept_if_asked(fake: Slurm, launched: Callable[..., Launch]) -> None:
     launch = launched(keep=True)
     launch.manager.forget_folder(launch.worlds[0])
