@@ -237,6 +237,7 @@ class Calls(Service):
         future.since = self._now()
         node.pending[ident] = future
         try:
+            future._held = 1
             self._send(peer, FUTURE, ident, f, args, kw)
         except BaseException:
             node.pending.pop(ident, None)
@@ -503,10 +504,13 @@ class Calls(Service):
         args, kw = as_they_arrive(args, kw)
         call = Call(self._answers.own.run, None, wants, ident, 0, (f, args, kw, waiter), ())
         known = self._describe(f)
-        if known is not None and known.flags & ASYNC:
-            self._answers.own.start(call)
-        else:
-            self._turns.submit(call)
+        with self.node.progress.interrupts.section():  # who has got a turn has to run
+            if isinstance(waiter, Future):
+                waiter._held = 1
+            if known is not None and known.flags & ASYNC:
+                self._answers.own.start(call)
+            else:
+                self._turns.submit(call)
 
 
 def _post(

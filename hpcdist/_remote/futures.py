@@ -532,7 +532,7 @@ class Futures(Service):
         self.lock = node.machine.lock()  # guards the lazy parts of futures
 
     def of_call(self, where: int, ident: int, called: str) -> Future[Any]:
-        """Make the future of a call this process is about to make."""
+        """Make the future of a call this process is about to make; it holds nothing before that."""
         future: Future[Any] = Future.__new__(Future)
         future._futures = self
         future._references = self.references
@@ -541,7 +541,6 @@ class Futures(Service):
         future.id = ident
         future.is_call = True
         future._subscribed = True
-        future._held = 1
         future.called = called
         return future
 

@@ -25,7 +25,7 @@ from hpcdist._runtime.running import Runners, Unpacked
 from hpcdist._runtime.turns import Call
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
-from hpcdist._wire.frames import FETCH, KEYWORDS, REFS, WANTS, Body, Buffer
+from hpcdist._wire.frames import FETCH, FUTURE, KEYWORDS, REFS, WANTS, Body, Buffer
 from hpcdist._wire.messages import INVOKE, RefId
 
 FRONT = struct.Struct("<QQBH")  # whence, id, flags of a call, length of the name that follows
@@ -113,15 +113,18 @@ class Objects(Service):
         kw: Mapping[str, object],
         wants: int,
         ident: int,
-        waiter: object,
+        waiter: Any,
     ) -> None:
         """Call a method of an object of this very process: nothing is pickled."""
         self.node.start()
         arrived, keywords = as_they_arrive(args, kw)
         call = MethodCall(self._methods.run, None, wants, ident, 0, None, ())
-        call.body = (partial(_call_by_name, call), arrived, keywords, waiter)
-        if not self._start(call, ref, name):
-            raise HpcdistError(FREED)
+        call.body = (None, arrived, keywords, waiter)
+        with self.node.progress.interrupts.section():  # who has got a turn has to run
+            if not self._start(call, ref, name):
+                raise HpcdistError(FREED)
+            if wants == FUTURE:
+                waiter._held = 1
 
     def _start(self, call: MethodCall, ref: RefId, name: str) -> bool:
         """Start a method, or queue it; tell whether its object is here."""
@@ -185,8 +188,8 @@ def _unpack(call: Call) -> Unpacked:
     """Return the method of a call, and its arguments."""
     assert isinstance(call, MethodCall)
     if call.peer is None:
-        f, args, kw, _ = call.body
-        return f, args, kw
+        _, args, kw, _ = call.body
+        return _method(call.value, call.name), args, kw
     found: Any = codec.loads(call.body, call.buffers) if len(call.body) else ()
     if call.flags & KEYWORDS:
         args, kw = found
@@ -201,7 +204,3 @@ def _method(owner: object, name: str) -> Callable[..., Any]:
 
 def _attribute(owner: object, path: str) -> Any:
     return operator.attrgetter(path)(owner)
-
-
-def _call_by_name(call: MethodCall, /, *args: object, **kw: object) -> Any:
-    return _method(call.value, call.name)(*args, **kw)

@@ -169,7 +169,11 @@ class RemoteObject(Reference):
         node = self._references.node
         ident = next(node.ids)
         future = node.service(Futures).of_call(self.where, ident, name or "get")
+        if self.where == node.me:
+            self._send(name, args, kw, FUTURE, ident, future)
+            return future
         try:
+            future._held = 1
             self._send(name, args, kw, FUTURE, ident, future)
         except BaseException:
             future._held = 0

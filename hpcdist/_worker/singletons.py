@@ -15,11 +15,16 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from hpcdist._keeper.processes import segments_of, unlink
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc takes importlib.resources along, as long as all of typing
 
 _MODULE = "mpi4py.MPI"  # its import initialises MPI, unless mpi4py.rc says otherwise
 

@@ -22,6 +22,7 @@ import pytest
 
 import hpcdist
 from hpcdist import Channel, RemoteChannel, RemoteException, WorkerPool, remotecall, take
+from hpcdist._runtime.references import References
 from tests.helpers import eventually
 
 pytestmark = pytest.mark.any_mpi
@@ -138,6 +139,10 @@ def at_every_moment(work: Callable[[], Any], restore: Callable[[], None]) -> Non
 
 
 # --- what runs on workers ------------------------------------------------------------------------
+
+
+async def one() -> int:
+    return 1
 
 
 def take_for_ever(channel: Any, into: list[int]) -> None:
@@ -295,6 +300,26 @@ def test_ctrl_c_at_every_moment_of_a_call_on_a_pool(pids: list[int]) -> None:
     at_every_moment(lambda: hpcdist.remotecall_fetch(abs, pool, -1), lambda: None)
     assert pool.take(timeout=LONG) == pids[0]
     assert not pool.isready()
+
+
+@pytest.mark.parametrize("how", ["function", "coroutine", "method"])
+def test_ctrl_c_at_every_moment_of_a_call_to_oneself(pids: list[int], how: str) -> None:
+    words = hpcdist.RemoteObject(list, 1, "ab")
+    call: Callable[[], hpcdist.Future[int]] = {
+        "function": lambda: remotecall(abs, 1, -1),
+        "coroutine": lambda: remotecall(one, 1),
+        "method": lambda: words.index.remotecall("b"),
+    }[how]
+    owned = References.here().owned
+    before = len(owned)
+    made: list[hpcdist.Future[int]] = []  # what a finaliser raises is lost: they go behind the trap
+
+    def still_runs() -> None:
+        assert call().fetch(timeout=LONG) == 1
+        made.clear()
+
+    at_every_moment(lambda: made.append(call()), still_runs)
+    eventually(lambda: len(owned) <= before)
 
 
 @pytest.mark.parametrize("kind", ["small", "large"])
