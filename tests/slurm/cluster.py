@@ -124,9 +124,8 @@ class Running:
 
     def wait(self, timeout: float = 60) -> Finished:
         """Wait for its end; a failure, with all that was written, if it does not come."""
-        timeout = patient(timeout)
         try:
-            rc = self.process.wait(timeout)
+            rc = self.process.wait(patient(timeout))
         except subprocess.TimeoutExpired:
             self.end()
             raise AssertionError(
