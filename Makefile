@@ -149,9 +149,11 @@ $(BOTH:%=hosts-%): hosts-%: .venv-%/.installed install-hosts
 # All else runs with the newest releases. Here: what depends on them, which is functions that travel,
 # certificates, templates, MPI's interface. These tests repeat some of those above; so they can measure
 # coverage without disturbing the only run of a test. Workers are not measured. Left out is what knows
-# no release: the longest simulations, of which coverage makes minutes, and the tests that read our
-# source.
-KNOW_NO_RELEASE = adapt floors fuzz maps_simulated old_faults placement ranked_maps scale swarm together
+# no release: the longest simulations, of which coverage makes minutes, the tests that read our
+# source, and those of parsers and files.
+KNOW_NO_RELEASE = adapt floors fuzz maps_simulated old_faults placement ranked_maps scale swarm \
+	together any_text batch_commands batch_lsf batch_pbs batch_sge batch_slurm batch_verdict \
+	checkpoints lasting_srun
 oldest: .venv-oldest/.installed
 	@echo '== tests with the oldest releases allowed'
 	.venv-oldest/bin/python -m tests._once_more $(SIDE) --cov=hpcdist --cov-report= -- \

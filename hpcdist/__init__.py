@@ -199,15 +199,23 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise _no_such_name(name)
+    import gc
     from importlib import import_module
 
-    from hpcdist._runtime.node import here
+    # Modules are no garbage: to look for some while they are made takes a seventh of the time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        from hpcdist._runtime.node import here
 
-    if not here.node.has_begun:  # a worker has
-        from hpcdist._managers.driver import begin
+        if not here.node.has_begun:  # a worker has
+            from hpcdist._managers.driver import begin
 
-        begin(here.node)
-    value = getattr(import_module(f"hpcdist.{home}"), name)
+            begin(here.node)
+        value = getattr(import_module(f"hpcdist.{home}"), name)
+    finally:
+        if collects:
+            gc.enable()
     globals()[name] = value
     return value
 

@@ -18,7 +18,7 @@ import pytest
 
 import hpcdist
 from hpcdist import CheckpointMismatch, imap, imap_unordered, pmap, read_checkpoint, rng
-from tests.helpers import eventually, kill9
+from tests.helpers import eventually, kill9, patient
 
 pytestmark = [pytest.mark.any_mpi, pytest.mark.usefixtures("pids")]
 
@@ -355,7 +355,7 @@ def command(*args: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "hpcdist", "checkpoint", *args],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=patient(50),
         check=False,
     )
 
@@ -454,7 +454,7 @@ def test_two_drivers_on_one_file(path: Path, tmp_path: Path) -> None:
             [sys.executable, str(driver), str(path), "10"],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=patient(50),
             check=False,
         )
         kill9(process.pid)

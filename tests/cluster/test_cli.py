@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import eventually, mpi_flavour
+from tests.helpers import eventually, mpi_flavour, patient
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ def cli(tmp_path: Path) -> Cli:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=patient(50),
             start_new_session=True,
             check=False,
         )
@@ -377,7 +377,7 @@ def test_a_closed_pipe_ends_quietly(args: str, streams: str, tmp_path: Path) -> 
         stdout=writer,
         stderr=writer if streams == "both" else subprocess.PIPE,
         text=True,
-        timeout=50,
+        timeout=patient(50),
         check=False,
     )
     os.close(writer)

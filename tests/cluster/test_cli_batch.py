@@ -22,7 +22,7 @@ from hpcdist._cli.wait_for_job import exit_code
 from hpcdist._schedulers import slurm_checks
 from hpcdist._schedulers.findings import Mark
 from hpcdist._schedulers.verdict import JobState, Verdict
-from tests.helpers import mpi_flavour
+from tests.helpers import mpi_flavour, patient
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [
@@ -82,7 +82,7 @@ class Site:
             },
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=patient(50),
             stdin=subprocess.DEVNULL,
             check=False,
         )

@@ -270,7 +270,7 @@ def test_the_command_line_takes_them(tmp_path: Path) -> None:
             [sys.executable, "-m", "hpcdist", *words],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=helpers.patient(50),
             cwd=tmp_path,
         )
         assert done.returncode == (0 if done.stdout else 1), done.stderr

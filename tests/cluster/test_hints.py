@@ -10,6 +10,7 @@ import pytest
 
 import hpcdist
 from hpcdist import _hints
+from tests.helpers import patient
 
 pytestmark = pytest.mark.any_mpi
 
@@ -109,7 +110,10 @@ def test_a_public_name_that_is_none_names_the_nearest() -> None:
 )
 def test_a_command_that_is_none_names_the_nearest(args: list[str], said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "hpcdist", *args], capture_output=True, text=True, timeout=50
+        [sys.executable, "-m", "hpcdist", *args],
+        capture_output=True,
+        text=True,
+        timeout=patient(50),
     )
     assert done.returncode == 2
     assert said in done.stderr

@@ -9,6 +9,8 @@ from textwrap import dedent
 
 import pytest
 
+from tests.helpers import patient
+
 pytestmark = pytest.mark.any_mpi
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +98,7 @@ def run(package: Path, tmp_path: Path) -> Run:
             [sys.executable, *flags, "-m", "hpcdist", *args],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=patient(50),
             cwd=tmp_path,
             env={
                 **{n: v for n, v in os.environ.items() if n.startswith(("HPCDIST_TEST", "TMPDIR"))},

@@ -12,6 +12,7 @@ from hpcdist._contract.managers import Settings
 from hpcdist._keeper.installed_mpi import find_mpi
 from hpcdist._managers.ssh_link import keeper_command
 from hpcdist._schedulers import plan as batch
+from tests.helpers import patient
 
 NICE = ["nice", "-n", "5", sys.executable]
 
@@ -61,7 +62,7 @@ def test_submit_takes_a_quoted_command() -> None:
         [sys.executable, "-m", "hpcdist", *argv, "--python", f"nice -n 5 {sys.executable}"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=patient(50),
     )
     assert done.returncode == 0, done.stderr
     assert f"nice -n 5 {sys.executable} -m hpcdist worker" in done.stdout

@@ -24,7 +24,7 @@ from hpcdist._cluster.onlookers import Onlookers
 from hpcdist._cluster.snapshots import Snapshots
 from hpcdist._maps.under_way import under_way
 from hpcdist._transport.contracts import Slot
-from tests.helpers import eventually
+from tests.helpers import eventually, patient
 
 pytestmark = pytest.mark.any_mpi
 
@@ -38,7 +38,7 @@ def top(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=patient(50),
         check=False,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import hpcdist
-from tests.helpers import eventually
+from tests.helpers import eventually, patient
 from tests.trace_format import faults_of
 
 pytestmark = pytest.mark.any_mpi
@@ -35,7 +35,7 @@ def page_of(path: Path, *args: str) -> "subprocess.CompletedProcess[str]":
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=patient(50),
         check=False,
     )
 
