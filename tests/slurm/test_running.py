@@ -252,15 +252,20 @@ assert asked(addprocs(SlurmManager(1))[0], lambda: os.environ["FI_PROVIDER"]) ==
     )
 
 
-def test_64_workers_on_two_nodes(slurm: Slurm) -> None:
+def test_many_workers_on_two_nodes(slurm: Slurm) -> None:
+    # While Open MPI initialises, its ranks ask and ask: 64 of them take two cores for minutes.
+    count = 64 if mpi_flavour() == "mpich" else 24
     run(
         slurm,
+        f"count = {count}"
         """
 begin = time.monotonic()
-# Nice, or they would hold up all tests beside this one: MPI's initialisation asks and asks.
-pids = addprocs(SlurmManager(64), nodes=2, ntasks_per_node=32, timeout=300, wrapper=["nice"])
+nice = ["nice"]  # or they would hold up all tests beside this one
+pids = addprocs(
+    SlurmManager(count), nodes=2, ntasks_per_node=count // 2, timeout=300, wrapper=nice
+)
 up = time.monotonic() - begin
-assert len(pids) == 64
+assert len(pids) == count
 begin = time.monotonic()
 assert everywhere.call(h.myid, pids=pids) == {pid: pid for pid in pids}
 print("up in", round(up, 1), "s; everywhere", round(time.monotonic() - begin, 2), "s")

@@ -457,8 +457,8 @@ def test_a_reason_that_can_never_start(fake: Slurm, launched: Callable[..., Laun
 
 def test_queue_timeout(fake: Slurm, launched: Callable[..., Launch]) -> None:
     fake("squeue", "echo '7|PENDING|N/A|N/A||Resources'")
-    launch = launched(queue_timeout=0.5)
-    assert failure(launch) == "job 7 did not start within queue_timeout=0.5 s: Resources"
+    launch = launched(queue_timeout=2)
+    assert failure(launch) == "job 7 did not start within queue_timeout=2 s: Resources"
     eventually(lambda: fake.calls("scancel") == ["-Q 7"])
 
 
@@ -470,13 +470,13 @@ def test_a_launch_that_is_given_up_says_why_though_others_have_had_the_turns_to_
     fake("squeue", "echo '7|PENDING|N/A|N/A||Resources'")
     first = launched()
     eventually(lambda: first.reason == "Resources")
-    assert failure(launched(queue_timeout=0.5)).endswith("queue_timeout=0.5 s: Resources")
+    assert failure(launched(queue_timeout=2)).endswith("queue_timeout=2 s: Resources")
 
 
 def test_a_running_job_is_not_in_the_queue(fake: Slurm, launched: Callable[..., Launch]) -> None:
     fake("squeue", "echo '7|RUNNING|||n1|None'")
-    launch = launched(queue_timeout=0.5)
-    time.sleep(1.0)
+    launch = launched(queue_timeout=2)
+    time.sleep(3.0)
     assert launch.failed is None
 
 
