@@ -503,7 +503,7 @@ class Roster(Service):
             return
         peer = self.node.peers.get(record.pid)
         if peer is not None and peer.alive:
-            peer.send(Leave())
+            peer.send(Leave(others_stay=bool(self.node.members.living)))
             self.node.progress.nudge()
         if is_stopped(self.node, record.member):
             self._force(record, 9)  # it can neither hear of it nor be interrupted

@@ -219,6 +219,8 @@ class Died(NamedTuple):
 class Leave(NamedTuple):
     """Process 1 to a worker: end."""
 
+    others_stay: bool = False  # and count on what it has told them
+
 
 @control(25)
 class Output(NamedTuple):

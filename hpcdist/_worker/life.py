@@ -32,6 +32,7 @@ from hpcdist._wire.messages import (
 from hpcdist._worker.dialling import Links
 
 _FINALIZE = 5.0
+_OWNERS = 0.5  # seconds for owners of channels to answer; one that leaves as well may not
 
 
 class Life(Service):
@@ -39,6 +40,7 @@ class Life(Service):
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
+        self._others_stay = False
         self.segments: set[str] = set()  # shared memory of ours that MPI removes in MPI_Finalize
         self._links = node.service(Links)
 
@@ -129,6 +131,7 @@ class Life(Service):
 
     @on(Leave)
     def _on_leave(self, said: Leave, mail: Mail) -> None:
+        self._others_stay = said.others_stay
         self.node.turns.stop()
 
     @on(Park)
@@ -150,7 +153,8 @@ class Life(Service):
         master = self.node.peers[1]
         now = self.node.machine.now
         deadline = now() + 1.0
-        self._await_owners(deadline)
+        if self._others_stay:
+            self._await_owners(now() + _OWNERS)
         while now() < deadline:
             self.node.progress.nudge()
             link = master.link
