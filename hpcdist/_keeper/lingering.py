@@ -110,14 +110,18 @@ def wait(folder: str, reach: Callable[[Told], Line]) -> tuple[Told, Line]:
                 print(f"hpcdist: a driver that wants this job does not answer: {exc}", flush=True)
                 unlink(claim)
                 continue
-            _accept(folder, claim)
+            _accept(folder, claim, told)
             return told, line
         time.sleep(LOOK_EVERY)
     leave(0)
 
 
-def _accept(folder: str, claim: str) -> None:
-    os.replace(claim, os.path.join(folder, "join"))
+def _accept(folder: str, claim: str, told: Told) -> None:
+    join = os.path.join(folder, "join")
+    try:
+        os.replace(claim, join)
+    except FileNotFoundError:  # the driver has heard of us, and is quicker to take its claim back
+        write_private(join, told)
     unlink(os.path.join(folder, STATE))
     for other in _claims(folder):
         unlink(other)

@@ -119,6 +119,26 @@ def waiting(folder: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
 
 
+def test_a_driver_may_take_its_claim_back_as_soon_as_it_is_answered(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    lingering.begin(folder, {"seconds": 60, "asked": ASKED}, None)
+    claim = Path(lingering.claim_path(folder, "a"))
+    told = {"run": "a"}
+    lingering.write_private(str(claim), told)
+
+    def reach(_: object) -> Any:
+        claim.unlink()
+        return "line to a"
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert lingering.wait(folder, reach) == (told, "line to a")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert json.loads((tmp_path / "join").read_text()) == told
+    assert lingering.read_state(folder) is None
+
+
 def test_it_ends_when_its_time_is_over(tmp_path: Path) -> None:
     lingering.begin(str(tmp_path), {"seconds": 0.01, "asked": ASKED}, None)
     done = waiting(str(tmp_path))
