@@ -282,9 +282,9 @@ def test_queue_timeout_holds_for_a_submission_that_hangs(
 ) -> None:
     monkeypatch.setattr(job_watch, "ANSWER", 0.1)
     fake("sbatch", f"echo $$ >{fake.folder}/pid; sleep 1000")
-    launch = launched(queue_timeout=0.5)
+    launch = launched(queue_timeout=2)
     sbatch = process_of(fake.folder / "pid")
-    assert failure(launch) == "the job could not be submitted within queue_timeout=0.5 s"
+    assert failure(launch) == "the job could not be submitted within queue_timeout=2 s"
     launch.close()
     assert not runs(sbatch)
     assert fake.calls("scancel") == []
@@ -407,15 +407,21 @@ def test_the_command_line_knows_the_tasks_of_an_array_whatever_their_ids(
 # Waiting
 
 
-def test_no_command_runs_once_all_are_up(fake: Slurm, launched: Callable[..., Launch]) -> None:
+def test_no_command_runs_once_all_are_up(
+    fake: Slurm, launched: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But one, to know when the job ends."""
+    monkeypatch.setattr(job_watch, "POLL_EVERY", 0.1)
     fake("squeue", "echo '7|RUNNING|||n1|None'")
     launch = launched()
+    following = launch.manager._followed[launch]
     eventually(lambda: launch.worlds[0].verdict is not None)
+    due = following._due
     launch.worlds[0].up = True
     assert launch.manager.note(launch) == "job 7 running: 0 of 2 workers have registered"
-    time.sleep(0.2)
+    eventually(lambda: following._known_to_run and following._due > due)
     before = len(fake.calls("squeue"))
-    time.sleep(0.4)
+    time.sleep(1.2)
     assert len(fake.calls("squeue")) == before
 
 
