@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from hpcdist._config import nearest
 
@@ -66,23 +66,41 @@ def _unknown_keyword(
 
 
 class Hinting:
-    """A class that answers for names which its like has in other libraries."""
+    """A class that answers for names which its like has in other libraries.
+
+    It has them, as attributes that raise: with `__getattr__`, CPython 3.11 looks for each attribute
+    of such an object in its slow way, and a call with a future takes a tenth longer.
+    """
 
     __slots__ = ()
     _elsewhere: ClassVar[Mapping[str, str]] = {}  # such a name, and what is to be written here
 
-    if not TYPE_CHECKING:  # to a type checker, names that are missing stay missing
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls).get("_elsewhere", ()):
+            if not any(name in vars(base) for base in cls.__mro__):
+                setattr(cls, name, _Missing(name))
 
-        def __getattr__(self, name: str) -> Any:
-            if hasattr(type(self), name):  # a property that failed: its own error says why
-                return object.__getattribute__(self, name)
-            raise missing(self, name, self._elsewhere)
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in self._elsewhere]
+
+
+class _Missing:
+    """An attribute that its class does not have, but others' classes of the kind do."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Hinting | None, kind: type[Hinting]) -> Any:
+        raise missing(kind if owner is None else owner, self._name, kind._elsewhere)
 
 
 def missing(owner: object, name: str, elsewhere: Mapping[str, str]) -> AttributeError:
     """Return the error for a name that an object does not have."""
-    what = type(owner).__name__
-    said = f"{what!r} object has no attribute {name!r}"
+    if isinstance(owner, type):
+        said = f"type object {owner.__name__!r} has no attribute {name!r}"
+    else:
+        said = f"{type(owner).__name__!r} object has no attribute {name!r}"
     hint = elsewhere.get(name)
     if hint is not None:
         said += f": {hint}"

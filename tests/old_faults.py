@@ -104,8 +104,8 @@ FAULTS = (
             Change(
                 RemoteChannel,
                 "_outcome",
-                "value = self._item(section, slot)\n",
-                "peer.acknowledge(ident)\n            value = self._item(section, slot)\n",
+                "if flags & REFS:\n",
+                "peer.acknowledge(ident)\n            if flags & REFS:\n",
             ),
         ),
     ),

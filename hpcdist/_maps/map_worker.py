@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, repeat, starmap
 from threading import Lock
 from types import CoroutineType
@@ -59,9 +59,9 @@ class Work:
     def __reduce__(self) -> Any:
         return Work, (self.f, self.on_error, self.several)
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
-        """Whether the function is a coroutine function."""
+        """Whether the function is a coroutine function: each batch asks."""
         return inspect.iscoroutinefunction(self.f)
 
     def guarded(self, *item: object) -> Any:

@@ -15,7 +15,7 @@ from hpcdist._frames import brief, cut
 from hpcdist._public import public
 from hpcdist._remote.answers import NOTHING, Answers
 from hpcdist._remote.futures import Future, Futures
-from hpcdist._runtime.node import Mail, Node, Service, on
+from hpcdist._runtime.node import Mail, Node, Service, here, on
 from hpcdist._runtime.references import Reference, References
 from hpcdist._runtime.running import Runners
 from hpcdist._runtime.turns import Call
@@ -93,7 +93,8 @@ def remotecall(f: Callable[..., Any], where: Any, /, *args: object, **kw: object
         >>> hpcdist.remotecall(sum, hpcdist.ANY, [1, 2, 3]).fetch()
         6
     """
-    return Calls.here().remotecall(f, where, args, kw)
+    calls = here.node.services.get(Calls) or Calls.here()  # `here()` alone is one more call
+    return calls.remotecall(f, where, args, kw)
 
 
 @overload
@@ -113,8 +114,9 @@ def remotecall_fetch(f: Callable[..., Any], where: Any, /, *args: object, **kw: 
         >>> hpcdist.remotecall_fetch(len, 1, "four")
         4
     """
-    try:  # not @brief: it would be one more call for each
-        return Calls.here().remotecall_fetch(f, where, args, kw)
+    try:  # not @brief: it would be one more call
+        calls = here.node.services.get(Calls) or Calls.here()
+        return calls.remotecall_fetch(f, where, args, kw)
     except BaseException as exc:
         cut(exc)
         raise
@@ -259,12 +261,13 @@ class Calls(Service):
             pid = self.resolve(where)
         node = self.node
         slot = Slot(pid)
-        slot.called = getattr(f, "__qualname__", "")
         ident = next(node.ids)
         if pid == node.me:
             self._call_here(f, args, kw, ident, FETCH, slot)
         else:
-            peer = node.peer(pid)
+            peer = node.peers.get(pid) or node.peer(pid)
+            if not peer.alive or node.forbidden is not None:
+                peer = node.peer(pid)  # which says why it may not be called
             if peer.plane is not None:
                 peer.plane.rouse(peer.rank)  # it wakes while we get ready
             slot.since = self._now()
@@ -277,9 +280,11 @@ class Calls(Service):
                     and known.ident in peer.known
                     and not (args or kw)
                 ):
+                    slot.called = known.name
                     # What a wait begins with is done while the call travels.
                     peer.dispatch(_head(CALL, FETCH | known.flags, 0, 0, ident, known.ident))
                 else:
+                    slot.called = getattr(f, "__qualname__", "")
                     self._send(peer, FETCH, ident, f, args, kw)
                     self._progress.flush()
             except BaseException:
@@ -410,7 +415,11 @@ class Calls(Service):
         if known is not None and known.plain and known.ident in peer.known and not kw:
             body = codec.dump_atoms(args) if args else b""
             if body is not None:
-                _post(peer, wants | known.flags, ident, known.ident, body)
+                flags, size = wants | known.flags, len(body)
+                if size <= _SHORT:
+                    peer.post(_head(CALL, flags, 0, size, ident, known.ident) + body)
+                else:
+                    _post(peer, flags, ident, known.ident, body)
                 return
         fresh = None
         value: tuple[Any, ...]

@@ -213,7 +213,9 @@ class Future(Hinting, Reference, Waitable, concurrent.futures.Future[Value]):
         if cached is not _NOTHING:
             return cached
         try:
-            # What has come is kept before an interrupt.
+            if self.ready:  # nothing is lost by an interrupt: what has come can be taken again
+                return self._take()
+            # What comes now is kept before an interrupt.
             with self._futures.interrupts.section():
                 self._arrive(timeout)
                 return self._take()

@@ -241,7 +241,8 @@ class RemoteChannel(Hinting, Reference, Generic[Value]):
     def _ask_shortly(self, name: str, op: int, body: bytes, timeout: float | None) -> Any:
         """Have the owner do a plain put or take: one small message each way."""
         node = self._channels.node
-        with node.progress.interrupts.section() as section:
+        section = Section(node.progress.interrupts)
+        try:
             peer = node.peer(self.where)
             size = PLAIN.size + len(body)
             limit = NO_LIMIT if timeout is None else max(timeout, 0.0)
@@ -250,7 +251,12 @@ class RemoteChannel(Hinting, Reference, Generic[Value]):
             node.pending[ident] = slot
             head = _HEAD_PLAIN.pack(CONTROL, 0, 0, size, ident, op, self.whence, self.id, limit)
             peer.dispatch(head + body)
-            return self._outcome(section, name, peer, ident, slot, timeout)
+            value = self._outcome(section, name, peer, ident, slot, timeout)
+        except BaseException as exc:
+            section.end(type(exc))
+            raise
+        section.end()
+        return value
 
     def _outcome(
         self,
@@ -266,9 +272,17 @@ class RemoteChannel(Hinting, Reference, Generic[Value]):
             self._channels.node.fail(ident, slot)
         value = ended = None
         try:
-            ended = self._wait_for(name, ident, slot, timeout)
-            if ended and slot.error is None and slot.value[0] & OUTCOME == OK:
-                value = self._item(section, slot)
+            try:
+                self._channels.node.wait(slot, timeout)
+                ended = True
+            except TimeoutError:
+                ended = self._came_late(name, ident, slot)
+            if ended and slot.error is None:
+                flags, body, buffers = slot.value
+                if flags & REFS:
+                    value = self._item_with_references(section, slot)
+                elif flags & OUTCOME == OK and len(body):
+                    value = section.openly(codec.loads, body, buffers)
             section.decide()
         except BaseException as exc:
             if name == "put" and isinstance(exc, KeyboardInterrupt):
@@ -288,15 +302,11 @@ class RemoteChannel(Hinting, Reference, Generic[Value]):
             raise _failure(flags & OUTCOME, body)
         return value
 
-    def _wait_for(self, name: str, ident: int, slot: Slot, timeout: float | None) -> bool:
-        """Wait for the end of an operation; tell whether it came, or the time was over first."""
-        node = self._channels.node
-        try:
-            node.wait(slot, timeout)
-        except TimeoutError:
-            if self._withdraw(ident, None if name == "put" else _GRACE):
-                return False
-            node.wait(slot)
+    def _came_late(self, name: str, ident: int, slot: Slot) -> bool:
+        """Tell whether an operation whose time is over came to its end all the same."""
+        if self._withdraw(ident, None if name == "put" else _GRACE):
+            return False
+        self._channels.node.wait(slot)
         return True
 
     def _withdraw(self, ident: int, limit: float | None) -> bool:
@@ -390,13 +400,12 @@ class RemoteChannel(Hinting, Reference, Generic[Value]):
             me = self._channels.node.me
             raise _errors.decode_error(_errors.encode_error(exc, me)) from None
 
-    def _item(self, section: Section, slot: Slot) -> Any:
-        """Unpickle what has come."""
-        flags, body, buffers = slot.value
-        parcel = self._references.arrived(body, buffers, bool(flags & REFS))
-        body, buffers = parcel.body, parcel.buffers
-        slot.value = (OK, body, buffers)  # the references are counted: not once more
-        return section.openly(codec.loads, body, buffers) if len(body) else None
+    def _item_with_references(self, section: Section, slot: Slot) -> Any:
+        """Unpickle what has come with references."""
+        _, body, buffers = slot.value
+        parcel = self._references.arrived(body, buffers, True)
+        slot.value = (OK, parcel.body, parcel.buffers)  # they are counted: not once more
+        return section.openly(codec.loads, parcel.body, parcel.buffers)
 
 
 class _Making(Slot):

@@ -26,6 +26,7 @@ from hpcdist._transport.progress import Progress
 from hpcdist._transport.router import Peer
 from hpcdist._transport.wait_loop import WaitLoop
 from hpcdist._wire import blocks, messages
+from hpcdist._wire.blocks import NoRoom
 from hpcdist._wire.frames import CALL, CONTROL, RESULT, Body, Buffer, pack
 from hpcdist._wire.messages import M
 
@@ -85,7 +86,7 @@ class Node:
         self._started = False
         self.has_begun = False  # it is a driver, a worker or a simulated process by now
         self._lock = self.machine.lock()  # guards starting
-        self._services: dict[type[Service], Any] = {}
+        self.services: dict[type[Service], Any] = {}  # by kind; those asked for so far
         self._making = self.machine.rlock()  # guards the making of services
 
     def admit(self) -> None:
@@ -133,7 +134,7 @@ class Node:
 
     def service(self, kind: type[S]) -> S:
         """Return this process's service of a kind; made when it is first asked for."""
-        found: S | None = self._services.get(kind)
+        found: S | None = self.services.get(kind)
         return found if found is not None else self._make(kind)
 
     def serve(self, kinds: Iterable[type[Service]]) -> None:
@@ -144,7 +145,7 @@ class Node:
 
     def _make(self, kind: type[S]) -> S:
         with self._making:
-            found: S | None = self._services.get(kind)
+            found: S | None = self.services.get(kind)
             if found is None:
                 found = kind(self)
                 for control, handler in found.handlers():
@@ -152,7 +153,7 @@ class Node:
                         self.on_raw(control)(handler)
                     else:
                         self.on(control)(handler)
-                self._services[kind] = found
+                self.services[kind] = found
             return found
 
     def on(self, kind: type[M]) -> Callable[[Handler[M]], Handler[M]]:
@@ -221,10 +222,10 @@ class Node:
         ident: int,
         aux: int,
         body: Body,
-        buffers: Sequence[Buffer] | blocks.NoRoom,
+        buffers: Sequence[Buffer] | NoRoom,
     ) -> None:
         """Act on a message. Called by the driver."""
-        if isinstance(buffers, blocks.NoRoom):
+        if isinstance(buffers, NoRoom):
             self.on_no_room(peer, kind, flags, ident, aux, body, buffers.nbytes)
         elif kind == RESULT:
             slot = self.pending.pop(ident, None)
@@ -235,7 +236,8 @@ class Node:
                 peer.answered, peer.answered_at = ident, self._now()
             slot.value = (flags, body, buffers)
             self.progress.complete(slot)
-            slot.arrived()
+            if type(slot) is not Slot:
+                slot.arrived()
         elif kind == CALL:
             self.on_call(peer, flags, ident, aux, body, buffers)
         elif kind == CONTROL:
@@ -438,8 +440,11 @@ class Service:
     def here(cls) -> Self:
         """Return the one of this process."""
         # Not by `service` alone: each call of a user's comes by here.
-        found: Self | None = here.node._services.get(cls)
-        return found if found is not None else here.node.service(cls)
+        try:
+            found: Self = here.node.services[cls]
+        except KeyError:
+            return here.node.service(cls)
+        return found
 
     def handlers(self) -> Iterator[tuple[type[NamedTuple] | int, Any]]:
         """Yield what it handles: each control, or its number, and the method."""

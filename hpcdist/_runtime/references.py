@@ -260,8 +260,22 @@ class References(Service):
 
     @on_raw(RELEASE)
     def _on_release(self, peer: Peer, ident: int, body: Body, buffers: Sequence[Buffer]) -> None:
-        for whence, number, held in triples(body):
-            self.count((whence, number), peer.pid, -held)
+        pid, owned = peer.pid, self.owned
+        freed, others = [], []
+        with self.lock:  # once for all: thousands of futures let go together
+            if pid in self.node.members.gone:
+                return
+            for whence, number, held in triples(body):
+                ref = (whence, number)
+                entry = owned.get(ref)
+                if entry is not None and entry.counts == {pid: held}:  # as most are: nobody else's
+                    freed.append(owned.pop(ref))
+                else:
+                    others.append((ref, held))
+        for entry in freed:
+            _freed(entry)
+        for ref, held in others:
+            self.count(ref, pid, -held)
 
     @on(Sent)
     def _on_sent(self, said: Sent, mail: Mail) -> None:

@@ -97,14 +97,18 @@ class Runner:
     def run(self, call: Call) -> None:
         """Run a call on this thread, which holds a turn, and answer it."""
         error: BaseException | None = None
-        value = None
+        value, thread, interrupts = None, call.thread, self._interrupts
+        held, noted = interrupts.held, interrupts.noted
         try:
             try:
-                self._interrupts.allow(call.thread)
+                if noted:
+                    interrupts.allow(thread)
+                else:
+                    del held[thread]
                 f, args, kw = self._unpack(call)
-                value = f(*args, **kw) if kw else f(*args)
+                value = f(*args, **kw) if kw else f(*args) if args else f()
             finally:
-                self._interrupts.held[call.thread] = False
+                held[thread] = False
         except BaseException as exc:  # the edge of this process: it belongs to the caller
             error = exc
         while True:

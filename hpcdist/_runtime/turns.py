@@ -113,7 +113,9 @@ class Turns:
     def submit(self, call: Call) -> None:
         """Queue a call; somebody runs it when there is a turn."""
         self._queue.append(call)
-        if not self._wake_main():
+        if self._main_idle is not None and self._wake_main():
+            return
+        if self._running + self._main_due < self._limit:  # else who ends looks at the queue
             self._start_spare()
 
     def _wake_main(self) -> bool:
@@ -169,7 +171,8 @@ class Turns:
             return None
         if self._waiting_to_resume and self._is_claimed():
             return None
-        call = self._pop()
+        # The first of all, most often: only methods of objects have to look further.
+        call = self._queue.popleft() if self._queue[0].line is None else self._pop()
         if call is not None:
             self._running += 1
         return call
@@ -195,8 +198,6 @@ class Turns:
         return next((call for call in waiting if call.line is None or call.line.is_free), None)
 
     def _can_start(self) -> bool:
-        if not self._queue:
-            return False
         with self._lock:
             if self._running >= self._limit or self._is_claimed():
                 return False
@@ -261,11 +262,15 @@ class Turns:
                 except BaseException:
                     self._pass_on()
                     raise
-                call = self._keep_turn()
+                if self._queue:
+                    call = self._keep_turn()
+                else:
+                    self._pass_on()
+                    call = None
             idle.ready = False
             self._main_idle = idle
             try:
-                if not self._stopped and not self._can_start():
+                if not self._stopped and not (self._queue and self._can_start()):
                     progress.wait(idle)
             except KeyboardInterrupt:  # came too late for the call it was meant for
                 pass
@@ -299,7 +304,9 @@ class Turns:
     def _run(self, call: Call) -> None:
         me = _ident()
         call.thread = me
-        self.interrupts.forget(me)
+        interrupts = self.interrupts
+        if interrupts.noted or interrupts.postponed:
+            interrupts.forget(me)
         call.began = self._now()
         self.calls[me] = call
         self.begun += 1
@@ -315,10 +322,13 @@ class Turns:
 
     def _keep_turn(self) -> Call | None:
         """Take the next call, for a thread whose call has ended; none: its turn is passed on."""
-        if self._queue and not self._stopped:
+        if not self._stopped:
             with self._lock:
-                fits = self._running <= self._limit and not self._is_claimed()
-                call = self._pop() if self._queue and fits else None
+                claimed = self._waiting_to_resume and self._is_claimed()
+                if claimed or not self._queue or self._running > self._limit:
+                    call = None
+                else:
+                    call = self._pop()
             if call is not None:
                 return call
         self._pass_on()
@@ -327,12 +337,12 @@ class Turns:
     def _pass_on(self) -> None:
         """Give a turn back: to a call that wants to go on, or to the next one."""
         with self._lock:
-            heir = self._heir()
+            heir = self._heir() if self._waiting_to_resume else None
             if heir is None:
                 self._running -= 1
         if heir is not None:
             self._progress.complete(heir)
-        else:
+        elif self._queue:
             self._start_next()
 
     def _start_next(self) -> None:

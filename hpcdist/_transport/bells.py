@@ -42,7 +42,7 @@ class Bells:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, max(size, 1))
-            self._asleep = mmap.mmap(fd, max(size, 1))
+            self.asleep = mmap.mmap(fd, max(size, 1))
         finally:
             os.close(fd)
         self.socket = socket.socket(_LOCAL, _DATAGRAM)
@@ -69,7 +69,7 @@ class Bells:
 
         for rank, text in bells.items():
             self._far[rank] = _FarBell(network.targets(text))
-            self._asleep[rank] = 1  # for all of this host: it may always be asleep
+            self.asleep[rank] = 1  # for all of this host: it may always be asleep
 
     def _name_of(self, rank: int) -> str:
         """Return a name in Linux's abstract namespace: it ends with the process, however that ends.
@@ -80,12 +80,12 @@ class Bells:
 
     def ring(self, rank: int) -> bool:
         """Wake a rank if it sleeps; tell whether it did."""
-        if self._asleep[rank]:
+        if self.asleep[rank]:
             if rank in self._far:
                 return self._ring_far(self._far[rank])
             # Once: the datagram stays until it is heard, and a process that sleeps again raises its
             # flag again. A process that is slow to wake would otherwise be rung for each message.
-            self._asleep[rank] = 0
+            self.asleep[rank] = 0
             try:
                 cord = self._cords.get(rank) or self._hang_cord(rank)
                 if cord is not None:
@@ -126,11 +126,11 @@ class Bells:
 
     def arm(self) -> None:
         """Say that we are going to sleep."""
-        self._asleep[self._rank] = 1
+        self.asleep[self._rank] = 1
 
     def disarm(self) -> None:
         """Say that we are awake."""
-        self._asleep[self._rank] = 0
+        self.asleep[self._rank] = 0
 
     def hear(self, events: int) -> None:
         """Take a ring that has arrived."""
@@ -143,7 +143,7 @@ class Bells:
 
     def close(self) -> None:
         """Take our bell down."""
-        self._asleep.close()
+        self.asleep.close()
         for each in (self.socket, self.far_socket, *self._cords.values()):
             if each is not None:
                 each.close()

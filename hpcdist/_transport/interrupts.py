@@ -50,7 +50,7 @@ class Interrupts:
         self.signalled = machine.signalled
         self.held: dict[int, bool] = {}  # by thread; true once its operation is decided
         self.noted: dict[int, bool] = {}  # threads that are to get KeyboardInterrupt
-        self._postponed: dict[int, bool] = {}  # those that get it in a moment
+        self.postponed: dict[int, bool] = {}  # those that get it in a moment
         self._machine = machine
         self._settle = machine.settle
         self._rouse = rouse
@@ -127,16 +127,16 @@ class Interrupts:
     def forget(self, me: int) -> None:
         """Drop interrupts of this thread that came too late for the call they were meant for."""
         self.noted.pop(me, None)
-        self._postponed.pop(me, None)
+        self.postponed.pop(me, None)
 
     def postpone(self, me: int) -> None:
         """Let an interrupt that was noted come in a moment: what it was meant for is done."""
         del self.noted[me]
-        self._postponed[me] = True
+        self.postponed[me] = True
         self._later(lambda: self._again(me))
 
     def _again(self, thread: int) -> None:
-        if self._postponed.pop(thread, None):
+        if self.postponed.pop(thread, None):
             self.interrupt(thread)
 
     def section(self) -> Section:
@@ -149,19 +149,21 @@ class Section:
 
     An interrupt ends a wait inside. One that comes outside of a wait is raised by `decide`, or at
     the end of the section; once the operation is decided, it is raised a moment after that.
+
+    It begins when it is made, and ends with `with`; or with `end`, which takes fewer calls.
     """
 
     __slots__ = ("_interrupts", "_is_outer", "_me")
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
+        me = self._me = _ident()
+        if me == interrupts.signalled and _handler_of(_SIGINT) is signal.default_int_handler:
+            # Notebooks install the default handler anew before each cell.
+            signal.signal(signal.SIGINT, interrupts.on_sigint)
+        self._is_outer = interrupts.hold(me)
 
     def __enter__(self) -> Section:
-        me = self._me = _ident()
-        if me == self._interrupts.signalled and _handler_of(_SIGINT) is signal.default_int_handler:
-            # Notebooks install the default handler anew before each cell.
-            signal.signal(signal.SIGINT, self._interrupts.on_sigint)
-        self._is_outer = self._interrupts.hold(me)
         return self
 
     def decide(self) -> None:
@@ -200,9 +202,10 @@ class Section:
 
         After a method it does, as `with` calls it: what was taken would be lost on its way out.
         """
-        return lambda kind, error, trace: self._end(kind)
+        return lambda kind, error, trace: self.end(kind)
 
-    def _end(self, kind: type[BaseException] | None) -> None:
+    def end(self, kind: type[BaseException] | None = None) -> None:
+        """End the section; `kind` is what leaves it."""
         if not self._is_outer:
             return
         me, interrupts = self._me, self._interrupts

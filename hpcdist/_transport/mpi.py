@@ -73,6 +73,7 @@ class MpiPlane:
         self.moved = 0  # large buffers that have come or gone
         self._deliver = deliver
         self._bells = bells
+        self._asleep = bytes(self.size) if bells is None else bells.asleep  # by rank
         self._probe, self._isend = comm.Improbe, comm.Isend
         self._byte = MPI.BYTE
         self._any = MPI.ANY_SOURCE
@@ -116,7 +117,7 @@ class MpiPlane:
                 if end is not None:
                     end()
             return
-        if self._bells is not None and self._bells.ring(rank):
+        if self._asleep[rank] and self._bells is not None and self._bells.ring(rank):
             self.woke = True
 
     def send_frame(self, rank: int, frame: bytes) -> None:
@@ -128,12 +129,12 @@ class MpiPlane:
             self._sends.append((self._isend(frame, rank, FRAME), frame, rank, None))
         except self._failed:  # towards a peer that is lost: its keeper and its link will tell
             return
-        if self._bells is not None and self._bells.ring(rank):
+        if self._asleep[rank] and self._bells is not None and self._bells.ring(rank):
             self.woke = True
 
     def rouse(self, rank: int) -> None:
         """Wake a rank that sleeps: a message follows."""
-        if self._bells is not None and self._bells.ring(rank):
+        if self._asleep[rank] and self._bells is not None and self._bells.ring(rank):
             self.woke = True
 
     def busy(self) -> bool:
@@ -167,6 +168,11 @@ class MpiPlane:
 
     def _read(self, source: int, frame: bytearray, size: int) -> None:
         peer = self.peers.get(source)
+        kind, flags, count, length, ident, aux = _unpack(frame)
+        if HEAD_SIZE + length == size and not (count or self._arriving):  # alone, as most are
+            body = frame[HEAD_SIZE:] if length else b""
+            self._deliver(peer, kind, flags, ident, aux, body, ())
+            return
         offset = 0
         while offset < size:
             kind, flags, count, length, ident, aux = _unpack(frame, offset)

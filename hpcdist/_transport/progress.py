@@ -86,7 +86,9 @@ class Progress(WaitLoop):
         self._tick = threading.Lock()
         self._tick.acquire()
         self.interrupts = Interrupts(machine, self._end_sleeps, self._soonest)
+        # `hold` and `leave` are written out where each call comes by before it leaves or returns.
         self._held, self._noted = self.interrupts.held, self.interrupts.noted
+        self._main = self.interrupts.main
         self._seized_held = False  # whether the thread that has seized the wheel was held before
         self._usual_interval = sys.getswitchinterval()
         self._is_brisk = False
@@ -182,9 +184,14 @@ class Progress(WaitLoop):
 
         For a thread that waits next: that wait wakes the helper, if it has to be.
         """
-        me = _ident()
+        me, held = _ident(), self._held
         # Before the wheel is ours: an interrupt must not come between.
-        outer = me not in self._held and self.interrupts.hold(me)
+        outer = me not in held
+        if outer:
+            if me == self._main:
+                held[me] = False
+            else:
+                self.interrupts.hold(me)
         if self._wheel.acquire(False):
             self._driver = me
             self._seized_held = not outer
@@ -238,21 +245,11 @@ class Progress(WaitLoop):
             self.wake()
 
     def wait(self, slot: Waitable, deadline: float | None = None, lasting: bool = False) -> None:
-        """Drive, or sleep while another drives, until the slot is ready.
-
-        Args:
-            slot: What is waited for.
-            deadline: When to give up.
-            lasting: It takes longer than a wake-up: sleep at once, others may want the core.
-
-        Raises:
-            TimeoutError: The deadline (of time.monotonic) has passed.
-            KeyboardInterrupt: Ctrl-C; nothing is lost, the wait alone ends.
-        """
+        """Drive, or sleep while another drives, until the slot is ready."""
         self._waits += 1
-        me, noted = _ident(), self._noted
+        me, held, noted = _ident(), self._held, self._noted
         # Before the wheel is ours: an interrupt must not come between.
-        outer = me not in self._held and self.interrupts.hold(me)
+        outer = me not in held and self.interrupts.hold(me)
         try:
             while not slot.ready:
                 if noted:
@@ -268,7 +265,10 @@ class Progress(WaitLoop):
                     self._follow(slot, deadline, me)
         finally:
             if outer:
-                self.interrupts.leave(me)
+                if me in noted:
+                    self.interrupts.leave(me)
+                else:
+                    del held[me]
 
     def _end_sleeps(self) -> None:
         """Let every thread that waits look whether its wait has been interrupted."""
@@ -298,10 +298,12 @@ class Progress(WaitLoop):
 
     def _release(self, waited: bool = False) -> None:
         """Give the wheel up, and notify the thread that needs it next."""
-        kick, self._kick_due = self._kick_due, False
+        kick = self._kick_due
         try:
-            if kick and waited and self._is_rare:
-                kick = not self._give_back()
+            if kick:
+                self._kick_due = False
+                if waited and self._is_rare:
+                    kick = not self._give_back()
         finally:
             self._driver = 0
             self._wheel.release()

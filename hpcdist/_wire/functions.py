@@ -33,13 +33,15 @@ class Description:
     """What a sender knows of one function."""
 
     __slots__ = (
-        "definition", "flags", "guards", "home", "ident", "names", "plain", "ref", "spec", "varies",
+        "definition", "flags", "guards", "home", "ident", "name", "names", "plain", "ref", "spec",
+        "varies",
     )  # fmt: skip
 
     def __init__(self, ident: int, definition: bytes, flags: int) -> None:
         self.ident = ident
         self.definition = definition
         self.flags = flags
+        self.name = ""
         self.varies = False  # captured values or defaults travel with each call
         self.names: tuple[str, ...] = ()  # globals of __main__ it uses
         # Values the definition holds: (globals, name, value); another value, another definition.
@@ -84,6 +86,7 @@ class Functions:
         if found is None:
             return None
         key = id(f)
+        found.name = getattr(f, "__qualname__", "")
         found.plain = not (found.varies or found.names or found.guards)
         try:
             by_id = self._by_id
@@ -302,7 +305,7 @@ class _Code:
 
     def make(self, variable: tuple[Any, ...] | None) -> FunctionType:
         if variable is None:
-            main = codec.main_globals()
+            main = sys.modules["__main__"].__dict__  # `main_globals()`, which each call would call
             if self.bare is None or self.bare.__globals__ is not main:
                 self.bare = self._build(main, (), None)
             return self.bare

@@ -76,7 +76,7 @@ def test_who_is_gone_is_rung_in_vain(tmp_path: Path) -> None:
     both[1].arm()
     both[1].socket.close()
     assert both[0].ring(1)  # by the cord there was
-    both[0]._asleep[1] = 1
+    both[0].asleep[1] = 1
     both[0]._cords.pop(1).close()
     assert both[0].ring(1)  # there is no cord to be had
     for bells in both:

@@ -73,7 +73,7 @@ def _sizes(node: Node) -> Iterator[tuple[str, int]]:
     for pid, peer in list(node.peers.items()):
         for box in ("outbox", "released", "taken"):
             yield f"Peer.{box} of {pid}", len(getattr(peer, box))
-    for kind, service in node._services.items():
+    for kind, service in node.services.items():
         for name, value in list(_attributes(service)):
             full = f"{kind.__name__}.{name}"
             if full == "Trees.jobs":  # the last one of each root stays
