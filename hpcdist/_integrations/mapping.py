@@ -14,8 +14,10 @@ from hpcdist._collective.section_members import SectionMembers
 from hpcdist._integrations.tasks import Task, one
 from hpcdist._items import item_names, progress_bars, random_numbers
 from hpcdist._maps.fitting import Fitting
+from hpcdist._remote.answers import PackedResult
 from hpcdist._runtime.node import Node
 from hpcdist._transport.machine import Machine
+from hpcdist._wire import codec
 from hpcdist._wire.generators import Repeats
 
 
@@ -83,7 +85,7 @@ def run_chunk(
 
 
 def collected(values: Iterator[Any], item: Callable[[int], object], start: int) -> Any:
-    """Return the list of values, or what awaits it.
+    """Return the list of values, pickled, or what awaits it.
 
     Args:
         values: Come as a function is called for one item after the other.
@@ -96,7 +98,10 @@ def collected(values: Iterator[Any], item: Callable[[int], object], start: int) 
     except Exception as exc:
         item_names.name_item(exc, start + len(done), item(len(done)))
         raise
-    return _awaited(done, item, start) if CoroutineType in set(map(type, done)) else done
+    try:  # no coroutine can be pickled: to look for one takes as long as items that do nothing
+        return PackedResult(codec.dumps(done), done)
+    except Exception:
+        return _awaited(done, item, start) if CoroutineType in set(map(type, done)) else done
 
 
 async def _awaited(done: list[Any], item: Callable[[int], object], start: int) -> list[Any]:

@@ -50,6 +50,7 @@ class PackedResult(NamedTuple):
     """A result that its function has pickled itself."""
 
     payload: Payload
+    value: Any = None  # itself, for a caller in the same process
 
 
 class Answers(Service):
@@ -192,6 +193,8 @@ class Answers(Service):
                 _print_error(error)
             return
         me = self.node.me
+        if type(value) is PackedResult:
+            value = value.value
         outcome = (OURS, value) if error is None else (FAILED, _errors.encode_error(error, me))
         if call.flags == FUTURE:
             self._cells.settle(me, call.ident, *outcome)
