@@ -21,7 +21,7 @@ from hpcdist._remote.calls import as_they_arrive
 from hpcdist._runtime.lines import Line
 from hpcdist._runtime.node import Node, Service, on_raw
 from hpcdist._runtime.references import Reference, References
-from hpcdist._runtime.running import Runners, Unpacked
+from hpcdist._runtime.running import Runners, Unpack, Unpacked
 from hpcdist._runtime.turns import Call
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec
@@ -32,6 +32,7 @@ FRONT = struct.Struct("<QQBH")  # whence, id, flags of a call, length of the nam
 ATTRIBUTE = ""  # in place of a method's name: the argument names an attribute
 NO_SUCH = 8  # how a call ended, beside OK and FAILED: the object is not here any more
 FREED = "this remote object has been freed"
+_NO_KEYWORDS: Mapping[str, Any] = {}
 
 
 class Living:
@@ -73,10 +74,14 @@ class Objects(Service):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._references = node.service(References)
-        self._answers = node.service(Answers)
         runners = node.service(Runners)
-        self._methods = runners.of(_unpack, self._answer)
-        self._coroutines = runners.of(self._unpack_begun, self._answer)
+        answers = node.service(Answers)
+        self._methods = runners.of(_unpack, answers.answer)
+        self._coroutines = runners.of(partial(self._begun, _unpack), answers.answer)
+        self._own_methods = runners.of(_as_given, answers.answer_here)
+        self._own_coroutines = runners.of(partial(self._begun, _as_given), answers.answer_here)
+        self._answer = answers.answer
+        self._run = self._methods.run
 
     def keep(self, ref: RefId, holder: int, value: object) -> None:
         """Let an object live here for as long as somebody holds a reference to it."""
@@ -96,7 +101,7 @@ class Objects(Service):
         refs: Sequence[Reference] = ()
         if flags & REFS:
             refs, rest = self._references.arrive(rest)
-        call = MethodCall(self._methods.run, peer, flags, ident, 0, rest, buffers)
+        call = MethodCall(self._run, peer, flags, ident, 0, rest, buffers)
         call.refs = refs
         if self._start(call, ref, name):
             return
@@ -118,7 +123,7 @@ class Objects(Service):
         """Call a method of an object of this very process: nothing is pickled."""
         self.node.start()
         arrived, keywords = as_they_arrive(args, kw)
-        call = MethodCall(self._methods.run, None, wants, ident, 0, None, ())
+        call = MethodCall(self._own_methods.run, None, wants, ident, 0, None, ())
         call.body = (None, arrived, keywords, waiter)
         with self.node.progress.interrupts.section():  # who has got a turn has to run
             if not self._start(call, ref, name):
@@ -136,7 +141,7 @@ class Objects(Service):
         turns = self.node.turns
         if living.is_coroutine(name):
             if turns.begin(living.line):
-                self._coroutines.start(call)
+                self._begin(call)
                 return True
             call.run = self._begin_in_turn
         turns.submit(call)
@@ -146,19 +151,18 @@ class Objects(Service):
         assert isinstance(call, MethodCall)
         assert call.line is not None
         self.node.turns.will_begin(call.line)
-        self._coroutines.start(call)
+        self._begin(call)
 
-    def _unpack_begun(self, call: Call) -> Unpacked:
+    def _begin(self, call: Call) -> None:
+        (self._own_coroutines if call.peer is None else self._coroutines).start(call)
+
+    def _begun(self, unpack: Unpack, call: Call) -> Unpacked:
         """Unpack a coroutine on the event loop; the next method waits for its first step."""
         import asyncio  # 30 ms, which a process without coroutines saves
 
         assert call.line is not None
         asyncio.get_running_loop().call_soon(self.node.turns.has_begun, call.line)
-        return _unpack(call)
-
-    def _answer(self, call: Call, value: object, error: BaseException | None) -> None:
-        answer = self._answers.answer_here if call.peer is None else self._answers.answer
-        answer(call, value, error)
+        return unpack(call)
 
 
 def make(
@@ -181,20 +185,23 @@ def taken_apart(body: Any) -> tuple[RefId, int, str, Body]:
     """Read what stands before the arguments of a method; return them, too."""
     whence, ident, flags, length = FRONT.unpack_from(body)
     end = FRONT.size + length
-    return (whence, ident), flags, bytes(body[FRONT.size : end]).decode(), body[end:]
+    return (whence, ident), flags, str(body[FRONT.size : end], "utf-8"), body[end:]
 
 
 def _unpack(call: Call) -> Unpacked:
     """Return the method of a call, and its arguments."""
     assert isinstance(call, MethodCall)
-    if call.peer is None:
-        _, args, kw, _ = call.body
-        return _method(call.value, call.name), args, kw
-    found: Any = codec.loads(call.body, call.buffers) if len(call.body) else ()
+    args: Any = codec.loads(call.body, call.buffers) if len(call.body) else ()
+    kw: Mapping[str, Any] = _NO_KEYWORDS
     if call.flags & KEYWORDS:
-        args, kw = found
-    else:
-        args, kw = found, {}
+        args, kw = args
+    return _method(call.value, call.name), args, kw
+
+
+def _as_given(call: Call) -> Unpacked:
+    """Return the method of a call of this very process, and its arguments."""
+    assert isinstance(call, MethodCall)
+    _, args, kw, _ = call.body
     return _method(call.value, call.name), args, kw
 
 

@@ -12,38 +12,43 @@ from hpcdist._public import public
 from hpcdist._remote.calls import ANY, Calls
 from hpcdist._remote.futures import Future, Futures
 from hpcdist._remote.object_owners import ATTRIBUTE, FREED, FRONT, NO_SUCH, Objects, laid_out, make
+from hpcdist._runtime.node import Node, Service
 from hpcdist._runtime.references import Reference, References
-from hpcdist._transport.contracts import Slot
+from hpcdist._transport.contracts import Slot, Waitable
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec, object_paths
 from hpcdist._wire.frames import CONTROL, FETCH, FUTURE, HEAD, KEYWORDS, OK, OUTCOME, REFS, pack
 from hpcdist._wire.messages import INVOKE, Free
 
-_HEAD_FRONT = struct.Struct(HEAD.format + FRONT.format[1:])
+_head_front = struct.Struct(HEAD.format + FRONT.format[1:]).pack
 _SHORT = 1024  # bytes that are cheaper to copy than to look after
-_OWN = {"where", "whence", "id", "_references", "_held", "_freed", "_class"}
+_OWN = {"where", "whence", "id", "_references", "_held", "_freed", "_class", "_calls"}
 
 
 class RemoteMethod:
     """A method of a remote object, to be called: it runs where the object lives."""
 
-    __slots__ = ("_name", "_object")
+    __slots__ = ("_calls", "_name", "_object")
 
     def __init__(self, owner: RemoteObject, name: str) -> None:
+        self._calls = owner._calls
         self._object = owner
         self._name = name
 
     def __call__(self, /, *args: object, **kw: object) -> Any:
         """Call the method and return its result."""
         try:  # not @brief: it would be one more call for each of a method
-            return self._object._fetch(self._name, args, kw)
+            return self._calls.fetch(self._object, self._name, args, kw)
         except BaseException as exc:
             cut(exc)
             raise
 
     def remotecall(self, /, *args: object, **kw: object) -> Future[Any]:
         """Start the method and return its future at once."""
-        return self._object._start(self._name, args, kw)
+        return self._calls.start(self._object, self._name, args, kw)
+
+    def __reduce__(self) -> Any:
+        return RemoteMethod, (self._object, self._name)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {self._object!r}>"
@@ -74,6 +79,7 @@ class RemoteObject(Reference):
 
     _freed = False
     _class: str
+    _calls: ObjectCalls
 
     @brief
     def __init__(
@@ -81,6 +87,7 @@ class RemoteObject(Reference):
     ) -> None:
         references = self._references = References.here()
         node = references.node
+        self._calls = node.service(ObjectCalls)
         node.admit()
         if not callable(cls):
             raise TypeError(f"a class is needed to make a remote object, not {cls!r}")
@@ -98,6 +105,7 @@ class RemoteObject(Reference):
     @classmethod
     def _received(cls, where: int, whence: int, ident: int, facts: Any) -> RemoteObject:
         self = cls.__new__(cls)
+        self._calls = ObjectCalls.here()
         self.where, self.whence, self.id, self._class = where, whence, ident, facts
         return self
 
@@ -143,7 +151,7 @@ class RemoteObject(Reference):
     @brief
     def get(self, name: str) -> Any:
         """Return an attribute of the object; `"a.b"` is one of its attribute's."""
-        return self._fetch(ATTRIBUTE, (name,), {})
+        return self._calls.fetch(self, ATTRIBUTE, (name,), {})
 
     def free(self) -> None:
         """Let the object go now, even if others hold a reference."""
@@ -163,29 +171,59 @@ class RemoteObject(Reference):
     def __exit__(self, *_: object) -> None:
         self.free()
 
-    # Calling
 
-    def _start(self, name: str, args: tuple[object, ...], kw: Mapping[str, object]) -> Future[Any]:
-        node = self._references.node
+class ObjectCalls(Service):
+    """The calls of remote objects' methods that this process makes.
+
+    They are here, and not with the object: CPython 3.11 is slow with what has `__getattr__`.
+    """
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._calls = node.service(Calls)
+        self._futures = node.service(Futures)
+        self._objects = node.service(Objects)
+        self._references = node.service(References)
+        self._now = node.machine.now
+
+    def start(
+        self, owner: RemoteObject, name: str, args: tuple[object, ...], kw: Mapping[str, object]
+    ) -> Future[Any]:
+        """Start a method and return its future at once."""
+        if owner._freed:
+            raise HpcdistError(FREED)
+        node, where = self.node, owner.where
         ident = next(node.ids)
-        future = node.service(Futures).of_call(self.where, ident, name or "get")
-        if self.where == node.me:
-            self._send(name, args, kw, FUTURE, ident, future)
+        future = self._futures.of_call(where, ident, name or "get")
+        if where == node.me:
+            self._objects.call_here(owner.key, name, args, kw, FUTURE, ident, future)
             return future
+        peer = node.peer(where)
         try:
             future._held = 1
-            self._send(name, args, kw, FUTURE, ident, future)
+            self._send(peer, owner, name, args, kw, FUTURE, ident, future)
         except BaseException:
             future._held = 0
             raise
         return future
 
-    def _fetch(self, name: str, args: tuple[object, ...], kw: Mapping[str, object]) -> Any:
-        node = self._references.node
-        ident = next(node.ids)
-        slot = Slot(self.where)
+    def fetch(
+        self, owner: RemoteObject, name: str, args: tuple[object, ...], kw: Mapping[str, object]
+    ) -> Any:
+        """Call a method, wait for its result and return it."""
+        if owner._freed:
+            raise HpcdistError(FREED)
+        node, where = self.node, owner.where
+        slot = Slot(where)
         slot.called = name or "get"
-        self._send(name, args, kw, FETCH, ident, slot)
+        ident = next(node.ids)
+        if where == node.me:
+            self._objects.call_here(owner.key, name, args, kw, FETCH, ident, slot)
+        else:
+            peer = node.peer(where)
+            if peer.plane is not None:
+                peer.plane.rouse(peer.rank)  # it wakes while we get ready
+            self._send(peer, owner, name, args, kw, FETCH, ident, slot)
         try:
             node.wait(slot)
         except BaseException:  # Ctrl-C: the call goes on, nothing waits for it
@@ -198,74 +236,64 @@ class RemoteObject(Reference):
             return codec.loads(body, buffers) if len(body) else None
         if flags & OUTCOME == NO_SUCH:
             raise HpcdistError(FREED)
-        return node.service(Calls).result_of(flags, body, buffers)
+        return self._calls.result_of(flags, body, buffers)
 
     def _send(
         self,
+        peer: Peer,
+        owner: RemoteObject,
         name: str,
         args: tuple[object, ...],
         kw: Mapping[str, object],
         wants: int,
         ident: int,
-        waiter: Any,
+        waiter: Waitable,
     ) -> None:
-        if self._freed:
-            raise HpcdistError(FREED)
-        node = self._references.node
-        if self.where == node.me:
-            objects = node.service(Objects)
-            objects.call_here(self.key, name, args, kw, wants, ident, waiter)
-            return
-        peer = node.peer(self.where)
-        if peer.plane is not None and wants == FETCH:
-            peer.plane.rouse(peer.rank)  # it wakes while we get ready
-        data = None if kw else codec.dump_atoms(args) if args else b""
-        waiter.since = node.machine.now()
+        node = self.node
+        waiter.since = self._now()
         node.pending[ident] = waiter
         try:
-            if data is not None and len(data) <= _SHORT:
-                self._post(peer, wants, ident, name, data)
+            plain = None if kw else codec.dump_atoms(args) if args else b""
+            if plain is not None and len(plain) <= _SHORT:
+                named = name.encode()
+                size = FRONT.size + len(named) + len(plain)
+                front = (owner.whence, owner.id, wants, len(named))
+                data = _head_front(CONTROL, 0, 0, size, ident, INVOKE, *front) + named + plain
+                if wants == FETCH:
+                    peer.dispatch(data)
+                else:
+                    peer.post(data)
+                    peer.hurry()
             else:
-                self._post_all(peer, wants, ident, name, args, kw)
+                self._send_all(peer, owner, name, args, kw, wants, ident)
         except BaseException:
             node.pending.pop(ident, None)
             raise
         if not peer.alive:
             node.fail(ident, waiter)
 
-    def _post(self, peer: Peer, wants: int, ident: int, name: str, args: bytes) -> None:
-        """Send a call with plain arguments: one small message."""
-        named = name.encode()
-        size = FRONT.size + len(named) + len(args)
-        front = (self.whence, self.id, wants, len(named))
-        data = _HEAD_FRONT.pack(CONTROL, 0, 0, size, ident, INVOKE, *front) + named + args
-        if wants == FETCH:
-            peer.dispatch(data)
-        else:
-            peer.post(data)
-            peer.hurry()
-
-    def _post_all(
+    def _send_all(
         self,
         peer: Peer,
-        wants: int,
-        ident: int,
+        owner: RemoteObject,
         name: str,
         args: tuple[object, ...],
         kw: Mapping[str, object],
+        wants: int,
+        ident: int,
     ) -> None:
         """Send a call with any arguments."""
-        payload = object_paths.dumps_call((args, kw) if kw else args, self[name], args, kw)
+        payload = object_paths.dumps_call((args, kw) if kw else args, owner[name], args, kw)
         if payload.buffers and wants != FETCH:
             payload.own()  # the caller goes on, and may change what it sent
         body, buffers, with_refs = self._references.outgoing(payload, peer.pid)
         flags = wants | (KEYWORDS if kw else 0) | (REFS if with_refs else 0)
-        body = laid_out(self.key, flags, name) + body
+        body = laid_out(owner.key, flags, name) + body
         peer.post(*pack(CONTROL, 0, ident, INVOKE, body, buffers))
         for bound in payload.names:  # functions among the arguments assign these there
             peer.bound.pop(bound, None)
         if wants == FETCH:
-            self._references.node.progress.flush()
+            self.node.progress.flush()
         else:
             peer.hurry()
 
