@@ -53,6 +53,15 @@ def _number(value: object) -> float:
         raise ValueError("must be a number") from None
 
 
+def _memory(value: object) -> int:
+    text = str(value).strip().upper()
+    scale = max(0, " KMGT".find(text[-1:]))
+    number = text[:-1] if scale else text
+    if not (number.isascii() and number.isdigit() and len(number) < 16 and int(number)):
+        raise ValueError("must be a number of bytes, such as 256M")
+    return int(number) << 10 * scale
+
+
 def _path(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("must be a path")
@@ -73,6 +82,7 @@ _KEYS: dict[str, tuple[Callable[[object], Any], Any]] = {
     "dir": (_path, "~/.hpcdist"),
     "log": (_level, "warning"),
     "trace": (_path, None),
+    "outstanding": (_memory, "256M"),
 }
 
 

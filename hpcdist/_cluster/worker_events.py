@@ -40,7 +40,7 @@ class WorkerEvents(Service):
         for watcher in list(self.watchers):
             callback: Callback | None = getattr(watcher, what)
             if callback is not None:
-                self._calls.remote_do(callback, self.node.me, (pid,), {})
+                self._calls.tell(callback, self.node.me, (pid,), {})
 
 
 @public

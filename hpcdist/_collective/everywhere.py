@@ -106,7 +106,7 @@ class CodeForAll(Service):
     def replay(self, pid: int) -> None:
         """Tell a worker that has just joined what was said to be for later ones too."""
         for f, args in self._later:
-            self._calls.remote_do(f, pid, args, {})
+            self._calls.tell(f, pid, args, {})
 
     def listed(self, pids: Pids) -> list[int]:
         """List the processes a user named; all, if none."""

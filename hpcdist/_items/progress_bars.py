@@ -265,7 +265,7 @@ class LoopBars(Service):
 
     def _report(self, place: Place, items: int) -> None:
         if items:
-            self._calls.remote_do(_count, place.pid, (place, items), {})
+            self._calls.tell(_count, place.pid, (place, items), {})
 
 
 def _count(place: Place, items: int) -> None:

@@ -70,7 +70,7 @@ class DefaultPool(Service):
         """Let a pool take its place on every process. Called on process 1."""
         self.replace(pool)
         for pid in list(self.node.members.living):
-            self._calls.remote_do(_replace, pid, (pool,), {})
+            self._calls.tell(_replace, pid, (pool,), {})
 
     def _on_join(self, pid: int) -> None:
         if self.node.me != 1:
@@ -79,7 +79,7 @@ class DefaultPool(Service):
         if state is not None:
             state.push(pid)
         if self.replaced is not None:
-            self._calls.remote_do(_replace, pid, (self.replaced,), {})
+            self._calls.tell(_replace, pid, (self.replaced,), {})
 
 
 def _replace(pool: AbstractWorkerPool) -> None:

@@ -15,6 +15,7 @@ from hpcdist._frames import brief, cut
 from hpcdist._public import public
 from hpcdist._remote.answers import NOTHING, Answers
 from hpcdist._remote.futures import Future, Futures
+from hpcdist._remote.pacing import CALL_SIZE, Pacing
 from hpcdist._runtime.node import Mail, Node, Service, here, on
 from hpcdist._runtime.references import Reference, References
 from hpcdist._runtime.running import Runners
@@ -217,6 +218,7 @@ class Calls(Service):
         self.functions.on_reload.append(self._reload_on_workers)
         self._describe = self.functions.describe
         self._resending = Resending()
+        self._pacing = Pacing(node, self.ask)
 
     # What users call
 
@@ -249,6 +251,9 @@ class Calls(Service):
             peer.hurry()
         else:
             node.fail(ident, future)
+        peer.calls += 1  # as `keep_pace` does
+        if peer.sent + CALL_SIZE * peer.calls >= peer.next_mark:
+            self._pacing.keep(peer)
         return future
 
     def remotecall_fetch(self, f: Any, where: Any, args: Arguments, kw: Keywords) -> Any:
@@ -344,12 +349,25 @@ class Calls(Service):
             where._hpcdist_lend(remote_do, f, args, kw)
             return
         pid = where if type(where) is int else self.resolve(where)
+        self.tell(f, pid, args, kw)
+        peer = self.node.peers.get(pid)
+        if peer is not None:
+            self.keep_pace(peer)
+
+    def tell(self, f: Any, pid: int, args: Arguments, kw: Keywords) -> None:
+        """Start a call that is not answered; waits for nothing, so that handlers may do it."""
         if pid == self.node.me:
             self._call_here(f, args, kw, 0, DO, None)
             return
         peer = self.node.peer(pid)
         self._send(peer, DO, 0, f, args, kw)
         peer.hurry()
+
+    def keep_pace(self, peer: Peer) -> None:
+        """Wait behind a call that has just left, if too many have not begun there."""
+        peer.calls += 1
+        if peer.sent + CALL_SIZE * peer.calls >= peer.next_mark:
+            self._pacing.keep(peer)
 
     def sleep(self, seconds: float) -> None:
         """Give the turn of the call on this thread away for a while."""
@@ -382,7 +400,7 @@ class Calls(Service):
         if self.node.me == 1:
             for pid in list(self.node.members.living):
                 with suppress(ProcessExitedException):
-                    self.remote_do(_reload, pid, (module,), {})
+                    self.tell(_reload, pid, (module,), {})
 
     def resolve(self, where: object) -> int:
         """Turn what a user may say for a process into its pid."""

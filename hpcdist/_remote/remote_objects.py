@@ -205,6 +205,7 @@ class ObjectCalls(Service):
         except BaseException:
             future._held = 0
             raise
+        self._calls.keep_pace(peer)
         return future
 
     def fetch(

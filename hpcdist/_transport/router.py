@@ -40,6 +40,8 @@ class Peer:
         self.outbox: deque[Item] = deque()
         self.size = 0
         self.sent = 0  # bytes, all told
+        self.calls = 0  # of this process, but for those whose caller waits
+        self.next_mark = 0  # bytes, with 1 KB for each of those calls: see `pacing`
         self.queued = False
         self.flushed = 0
         self.answered = 0  # the last call it has answered while others waited for it,

@@ -37,6 +37,7 @@ def test_defaults() -> None:
     assert setting("heartbeat_limit") == 10.0
     assert setting("dir") == os.path.expanduser("~/.hpcdist")
     assert setting("log") == "warning"
+    assert setting("outstanding") == 256 << 20
 
 
 def test_nearer_layers_win(layers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
