@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice, repeat, starmap
 from threading import Lock
 from types import CoroutineType
@@ -55,14 +55,10 @@ class Work:
         self.f = f
         self.on_error = on_error
         self.several = several  # several collections: an item is a tuple of arguments
+        self.is_async = inspect.iscoroutinefunction(f)  # each batch asks
 
     def __reduce__(self) -> Any:
         return Work, (self.f, self.on_error, self.several)
-
-    @cached_property
-    def is_async(self) -> bool:
-        """Whether the function is a coroutine function: each batch asks."""
-        return inspect.iscoroutinefunction(self.f)
 
     def guarded(self, *item: object) -> Any:
         """Run one item; its error is `on_error`'s."""

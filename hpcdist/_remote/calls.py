@@ -241,11 +241,9 @@ class Calls(Service):
         future.since = self._now()
         node.pending[ident] = future
         try:
-            future._held = 1
-            self._send(peer, FUTURE, ident, f, args, kw)
+            self._send(peer, FUTURE, ident, f, args, kw, future)
         except BaseException:
             node.pending.pop(ident, None)
-            future._held = 0
             raise
         if peer.alive:
             peer.hurry()
@@ -427,17 +425,19 @@ class Calls(Service):
         f: Any,
         args: Arguments,
         kw: Keywords,
+        future: Future[Any] | None = None,
     ) -> None:
-        """Serialise a call completely, then post it."""
+        """Serialise a call completely, then post it; a future holds its result from then on."""
         known = self._describe(f)
         if known is not None and known.plain and known.ident in peer.known and not kw:
             body = codec.dump_atoms(args) if args else b""
             if body is not None:
                 flags, size = wants | known.flags, len(body)
                 if size <= _SHORT:
-                    peer.post(_head(CALL, flags, 0, size, ident, known.ident) + body)
+                    data = _head(CALL, flags, 0, size, ident, known.ident) + body
+                    peer.post(data, (), None, future)
                 else:
-                    _post(peer, flags, ident, known.ident, body)
+                    _post(peer, flags, ident, known.ident, body, (), future)
                 return
         fresh = None
         value: tuple[Any, ...]
@@ -463,7 +463,7 @@ class Calls(Service):
             self._resending.note(f, payload)
         if payload.buffers and wants != FETCH:
             payload.own()  # the caller goes on, and may change what it sent
-        self.post(peer, flags, ident, known, payload)
+        self.post(peer, flags, ident, known, payload, future)
         for name in payload.names:  # functions among the arguments assign these there
             peer.bound.pop(name, None)
         if fresh:
@@ -476,6 +476,7 @@ class Calls(Service):
         ident: int,
         known: Description | None,
         payload: Payload,
+        future: Future[Any] | None = None,
     ) -> None:
         """Post a call that is pickled already.
 
@@ -485,14 +486,15 @@ class Calls(Service):
             ident: What its answer names.
             known: The function; None: it is in the payload.
             payload: The arguments.
+            future: It holds the result from then on.
         """
         if not payload.refs:
-            self._post(peer, flags, ident, known, payload)
+            self._post(peer, flags, ident, known, payload, future)
             return
         # Held: once their owners know of them, the references do leave.
         with self.node.progress.interrupts.section():
             body = self._references.announce(payload.refs, peer.pid) + payload.body
-            self._post(peer, flags | REFS, ident, known, Payload(body, payload.buffers))
+            self._post(peer, flags | REFS, ident, known, Payload(body, payload.buffers), future)
 
     def _post(
         self,
@@ -501,16 +503,17 @@ class Calls(Service):
         ident: int,
         known: Description | None,
         payload: Payload,
+        future: Future[Any] | None,
     ) -> None:
-        body = payload.body
+        body, buffers = payload.body, payload.buffers
         if known is None:
-            _post(peer, flags, ident, 0, body, payload.buffers)
+            _post(peer, flags, ident, 0, body, buffers, future)
         elif known.ident in peer.known:
-            _post(peer, flags | known.flags, ident, known.ident, body, payload.buffers)
+            _post(peer, flags | known.flags, ident, known.ident, body, buffers, future)
         else:
             body = len(known.definition).to_bytes(4, "little") + known.definition + body
             flags |= known.flags | DEFINES
-            peer.post(*pack(CALL, flags, ident, known.ident, body, payload.buffers))
+            peer.post(*pack(CALL, flags, ident, known.ident, body, buffers), None, future)
             peer.known.add(known.ident)  # only now: another thread's call must not overtake it
 
     # Calls to oneself: nothing is pickled
@@ -541,12 +544,18 @@ class Calls(Service):
 
 
 def _post(
-    peer: Peer, flags: int, ident: int, aux: int, body: bytes, buffers: Sequence[Buffer] = ()
+    peer: Peer,
+    flags: int,
+    ident: int,
+    aux: int,
+    body: bytes,
+    buffers: Sequence[Buffer],
+    future: Future[Any] | None,
 ) -> None:
     if buffers or len(body) > _SHORT:
-        peer.post(*pack(CALL, flags, ident, aux, body, buffers))
+        peer.post(*pack(CALL, flags, ident, aux, body, buffers), None, future)
     else:
-        peer.post(_head(CALL, flags, 0, len(body), ident, aux) + body)
+        peer.post(_head(CALL, flags, 0, len(body), ident, aux) + body, (), None, future)
 
 
 def _reload(module: str) -> None:

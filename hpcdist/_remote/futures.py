@@ -213,8 +213,9 @@ class Future(Hinting, Reference, Waitable, concurrent.futures.Future[Value]):
         if cached is not _NOTHING:
             return cached
         try:
-            if self.ready:  # nothing is lost by an interrupt: what has come can be taken again
-                return self._take()
+            arrived = self.value
+            if self.ready and arrived is not None and arrived[0] == OK:
+                return self._take()  # after an interrupt it can be taken again
             # What comes now is kept before an interrupt.
             with self._futures.interrupts.section():
                 self._arrive(timeout)

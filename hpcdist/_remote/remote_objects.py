@@ -14,7 +14,7 @@ from hpcdist._remote.futures import Future, Futures
 from hpcdist._remote.object_owners import ATTRIBUTE, FREED, FRONT, NO_SUCH, Objects, laid_out, make
 from hpcdist._runtime.node import Node, Service
 from hpcdist._runtime.references import Reference, References
-from hpcdist._transport.contracts import Slot, Waitable
+from hpcdist._transport.contracts import Slot
 from hpcdist._transport.router import Peer
 from hpcdist._wire import codec, object_paths
 from hpcdist._wire.frames import CONTROL, FETCH, FUTURE, HEAD, KEYWORDS, OK, OUTCOME, REFS, pack
@@ -199,12 +199,7 @@ class ObjectCalls(Service):
             self._objects.call_here(owner.key, name, args, kw, FUTURE, ident, future)
             return future
         peer = node.peer(where)
-        try:
-            future._held = 1
-            self._send(peer, owner, name, args, kw, FUTURE, ident, future)
-        except BaseException:
-            future._held = 0
-            raise
+        self._send(peer, owner, name, args, kw, FUTURE, ident, future)
         self._calls.keep_pace(peer)
         return future
 
@@ -248,7 +243,7 @@ class ObjectCalls(Service):
         kw: Mapping[str, object],
         wants: int,
         ident: int,
-        waiter: Waitable,
+        waiter: Any,
     ) -> None:
         node = self.node
         waiter.since = self._now()
@@ -263,10 +258,10 @@ class ObjectCalls(Service):
                 if wants == FETCH:
                     peer.dispatch(data)
                 else:
-                    peer.post(data)
+                    peer.post(data, (), None, waiter)
                     peer.hurry()
             else:
-                self._send_all(peer, owner, name, args, kw, wants, ident)
+                self._send_all(peer, owner, name, args, kw, wants, ident, waiter)
         except BaseException:
             node.pending.pop(ident, None)
             raise
@@ -282,6 +277,7 @@ class ObjectCalls(Service):
         kw: Mapping[str, object],
         wants: int,
         ident: int,
+        waiter: Any,
     ) -> None:
         """Send a call with any arguments."""
         payload = object_paths.dumps_call((args, kw) if kw else args, owner[name], args, kw)
@@ -290,7 +286,8 @@ class ObjectCalls(Service):
         body, buffers, with_refs = self._references.outgoing(payload, peer.pid)
         flags = wants | (KEYWORDS if kw else 0) | (REFS if with_refs else 0)
         body = laid_out(owner.key, flags, name) + body
-        peer.post(*pack(CONTROL, 0, ident, INVOKE, body, buffers))
+        holder = waiter if wants == FUTURE else None
+        peer.post(*pack(CONTROL, 0, ident, INVOKE, body, buffers), None, holder)
         for bound in payload.names:  # functions among the arguments assign these there
             peer.bound.pop(bound, None)
         if wants == FETCH:

@@ -74,9 +74,8 @@ class Reference:
 
     def _let_go(self) -> None:
         """Count this process's copies down at the owner."""
-        held, self._held = self._held, 0
-        if held:
-            self._references.let_go(self.where, self.whence, self.id, held)
+        if self._held:
+            self._references.let_go(self)
 
 
 class References(Service):
@@ -177,22 +176,33 @@ class References(Service):
                 self.handles[(whence, ident)] = found
             return found
 
-    def let_go(self, where: int, whence: int, ident: int, held: int) -> None:
+    def let_go(self, handle: Reference) -> None:
         """Count this process's copies of a reference down at its owner.
 
         This may run in a finaliser, at any moment and under any lock: of our own values we only
-        take note.
+        take note. That a handle holds nothing any more is one act with the taking of that note:
+        CPython looks for signals behind a call, not before it.
         """
+        where, whence, ident = handle.where, handle.whence, handle.id
         if where == self.node.me:
-            self._gone.append(((whence, ident), held))
+            gone = self._gone
+            held = ((whence, ident), handle._held)
+            handle._held = 0
+            gone.append(held)
             return
         peer = self.node.peers.get(where)
-        if peer is not None and peer.alive:
-            released = peer.released
-            released.append((whence, ident, held))
+        if peer is None or not peer.alive:
+            handle._held = 0
+            return
+        released = peer.released
+        count = (whence, ident, handle._held)
+        try:
+            handle._held = 0
+            released.append(count)
+        finally:
+            self._with_releases.add(where)
             if len(released) == 256:
                 self.node.progress.dirty.append(peer)
-            self._with_releases.add(where)
 
     def settle_gone(self) -> None:
         """Count our own handles that have gone, now: a busy loop may never come to sleep."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from hpcdist._transport.contracts import Item, Plane, Way
 from hpcdist._transport.wait_loop import WaitLoop
@@ -22,6 +22,12 @@ T = TypeVar("T")
 
 _TRIPLE = struct.Struct("<QQq")
 _TRIPLES = 2000  # in one message
+
+
+class Holder(Protocol):
+    """A handle of something that lives elsewhere, and how often it holds that."""
+
+    _held: int
 
 
 class Peer:
@@ -60,6 +66,7 @@ class Peer:
         data: bytes,
         buffers: Sequence[Buffer] = (),
         end: Callable[[], None] | None = None,
+        holder: Holder | None = None,
     ) -> None:
         """Put a message into the outbox; the driver flushes it before any wait.
 
@@ -67,13 +74,16 @@ class Peer:
             data: Header and body.
             buffers: What follows them.
             end: Called by the driver once the buffers are the sender's again.
+            holder: A handle that holds what the message lets its receiver make, once it is in.
         """
         try:
+            item: Item = data
             if buffers:
-                self.outbox.append((data, buffers, end))
+                item = (data, buffers, end)
                 self.sent += sum(memoryview(buffer).nbytes for buffer in buffers)
-            else:
-                self.outbox.append(data)
+            if holder is not None:
+                holder._held = 1  # one act with the next line: an interrupt comes behind a call
+            self.outbox.append(item)
             self.size += len(data)
         finally:  # an interrupt may come behind `append`: what is in there has to leave
             if not self.queued:

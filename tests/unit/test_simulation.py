@@ -14,6 +14,7 @@ import pytest
 
 import hpcdist
 from hpcdist import Future, ProcessExitedException
+from hpcdist._runtime.node import here
 from hpcdist._runtime.references import References
 from hpcdist._wire.messages import Sent
 from hpcdist.testing import Deadlock, Record, Simulation, SimulationError, Trace, compute
@@ -350,3 +351,73 @@ def test_a_message_that_an_interrupt_came_behind_leaves(sim: Simulation) -> None
     sim.node(1).run(post)
     sim.advance(1)
     assert not peer.outbox
+
+
+def interrupt_behind(peer: Any) -> None:
+    """Let an interrupt come just behind the next message for a process, which leaves."""
+
+    class Interrupted(deque[Any]):
+        def append(self, item: object) -> None:
+            peer.outbox = deque(self)
+            peer.outbox.append(item)
+            raise KeyboardInterrupt
+
+    peer.outbox = Interrupted(peer.outbox)
+
+
+@pytest.mark.parametrize("args", [(), (b"x" * 2000,), (Future,)], ids=["short", "long", "by value"])
+def test_a_call_that_an_interrupt_came_behind_leaves_no_result(
+    sim: Simulation, args: tuple[Any, ...]
+) -> None:
+    """It has gone, so its owner counts a holder: that has to let go."""
+
+    def call() -> None:
+        interrupt_behind(here.node.peers[2])
+        with pytest.raises(KeyboardInterrupt):
+            hpcdist.remotecall(repr, 2, *args)
+
+    sim.node(1).run(call)
+    sim.advance(1)
+    sim.collect()
+    sim.node(1).run(hpcdist.remotecall_fetch, len, 2, "what is to be told goes with a message")
+    sim.advance(1)
+    assert not sim.node(2).node.service(References).owned
+    assert not sim.node(1).node.pending
+
+
+def test_a_method_that_an_interrupt_came_behind_leaves_no_result(sim: Simulation) -> None:
+    def call() -> None:
+        with hpcdist.RemoteObject(list, 2) as thing:
+            interrupt_behind(here.node.peers[2])
+            with pytest.raises(KeyboardInterrupt):
+                thing.append.remotecall(1)
+
+    sim.node(1).run(call)
+    sim.advance(1)
+    sim.collect()
+    sim.node(1).run(hpcdist.remotecall_fetch, len, 2, "as above")
+    sim.advance(1)
+    assert not sim.node(2).node.service(References).owned
+
+
+def test_a_value_that_is_fetched_while_interrupts_come_is_let_go(sim: Simulation) -> None:
+    """Letting go is one act: no interrupt comes between the handle's word and the note of it."""
+    peer = sim.node(1).node.peers[2]
+
+    def fetch() -> None:
+        future = hpcdist.remotecall(len, 2, "abc")
+        future.wait()
+
+        class Interrupted(list[Any]):
+            def append(self, item: Any) -> None:
+                peer.released = [*self, item]
+                raise KeyboardInterrupt
+
+        peer.released = Interrupted(peer.released)
+        with pytest.raises(KeyboardInterrupt):
+            future.fetch()
+        assert future.fetch() == 3
+
+    sim.node(1).run(fetch)
+    sim.advance(1)
+    assert not sim.node(2).node.service(References).owned
