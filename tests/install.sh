@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests with several hosts need, where that can be done: as root, with apt-get.
-#   tests/install.sh [slurm] [sge] [ssh]
+#   tests/install.sh [slurm] [sge] [ssh] [fftw]
 # It never fails: the tests say what is missing, and are skipped or fail, as they were told.
 set -u
 PATH=$PATH:/usr/sbin:/sbin:/usr/lib/gridengine
@@ -22,6 +22,10 @@ for wanted in "$@"; do
     ssh)
         programs+=(sshd ssh ssh-keygen)
         packages+=(openssh-server openssh-client)
+        ;;
+    fftw)
+        programs+=(fftw-wisdom)
+        packages+=(libfftw3-dev libfftw3-bin)
         ;;
     esac
 done

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ def write_share(path: str, count: int) -> int:
     file.Write_at_all(world.rank * mine.nbytes, mine)
     file.Close()
     return world.size
+
+
+def there_and_back(count: int) -> tuple[bool, int]:
+    """Transform an array that lies distributed over the ranks of this task, and back."""
+    import mpi4py_fft as fft  # on workers alone: it initialises MPI
+
+    plan = fft.PFFT(comm(), [count] * 3, axes=(0, 1, 2), dtype=float)
+    array = fft.newDistArray(plan, False)
+    array[:] = np.random.default_rng(comm().rank).random(array.shape)
+    back = plan.backward(plan.forward(array), fft.newDistArray(plan, False))
+    return bool(np.allclose(array, back)), array.size
 
 
 def fill_years(path: str, first: int, count: int) -> int:
@@ -129,3 +141,11 @@ def test_mpi_files_are_written_by_tasks_of_several_ranks(pids: list[int], tmp_pa
         written = np.fromfile(path, dtype="i4")
         assert (written == np.repeat([0, 1], 1000)).all()
     assert set(everywhere.call(myid, pids=pids)) == set(pids)
+
+
+@pytest.mark.skipif(
+    find_spec("mpi4py_fft") is None, reason="mpi4py-fft is not installed: it needs FFTW's headers"
+)
+def test_a_distributed_array_is_transformed(pids: list[int]) -> None:
+    assert spmd(there_and_back, 8, pids=pids[:2]) == [(True, 256)] * 2
+    assert spmd.submit(there_and_back, 8, ranks=2).fetch() == (True, 256)
