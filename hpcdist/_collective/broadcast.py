@@ -112,14 +112,14 @@ class _Incoming:
         """Keep the value; say where it lies, if in shared memory."""
         layout = (self.offsets, self.sizes)
         if self.segment is None:
-            self._copies.held[self.key] = Copy.in_memory(
-                self.memory.toreadonly(), layout, self.refs
-            )
+            copy = Copy.in_memory(self.memory.toreadonly(), layout, self.refs)
+            self._copies.keep(self.key, copy)
             return b""
         self.memory.release()
         place = self.segment.place(self._copies.node.me)
-        copy = self._copies.held[self.key] = self._copies.mapped_copy(place, layout, self.refs)
+        copy = self._copies.mapped_copy(place, layout, self.refs)
         copy.segment = self.segment
+        self._copies.keep(self.key, copy)
         return pickle.dumps(place, 5)
 
 
@@ -292,7 +292,7 @@ class Broadcasts(Service):
         key, layout, place_of = pickle.loads(body)
         place = place_of[job.key.position]
         try:
-            self._copies.held[key] = self._copies.mapped_copy(place, layout, refs)
+            self._copies.keep(key, self._copies.mapped_copy(place, layout, refs))
         except OSError as exc:  # another namespace, say: it has to be sent
             job.done(FAILED, _errors.encode_error(exc, self.node.me))
             return
@@ -304,7 +304,7 @@ class Broadcasts(Service):
         (key, sizes, mates), rest = messages.decode(Announcement, body)
         mine = None if mates is None else mates[self.node.me]
         if len(rest) and mine is None:
-            self._copies.held[key] = Copy(bytes(rest), buffers, refs)
+            self._copies.keep(key, Copy(bytes(rest), buffers, refs))
             job.done(OK, b"")
             return
         incoming = _Incoming(self._copies, key, sizes, mine, refs)

@@ -284,9 +284,10 @@ class RemoteValues(Service):
         me = self.node.me
         handle = RemoteValue._at(self, me, me, next(self.node.ids), (list(pids), nbytes, None))
         handle._references = self._references
-        self._references.count(handle.key, me, 1)
-        handle._held = 1
-        self._references.owned[handle.key].on_free = self._freeing(handle.key, list(pids))
+        with self.node.progress.interrupts.section():  # what is counted has a holder
+            self._references.count(handle.key, me, 1)
+            handle._held = 1
+            self._references.owned[handle.key].on_free = self._freeing(handle.key, list(pids))
         return handle
 
     def _freeing(self, key: RefId, pids: Sequence[int]) -> Callable[[], None]:
@@ -299,7 +300,7 @@ class RemoteValues(Service):
         rest = mail.body
         if said.with_refs:
             refs, rest = self._references.arrive(rest)
-        self.copies.held[said.ref] = Copy(bytes(rest), mail.buffers, refs)
+        self.copies.keep(said.ref, Copy(bytes(rest), mail.buffers, refs))
         self.node.reply(mail.peer, mail.ident, OK)
 
     # Getting a copy

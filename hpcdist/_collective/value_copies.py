@@ -92,6 +92,12 @@ class ValueCopies(Service):
             gone()
             raise
 
+    def keep(self, key: RefId, copy: Copy) -> None:
+        """Keep a copy of another process's value that has come."""
+        self.held[key] = copy
+        if key[0] in self.node.members.gone:  # its owner died while it was under way
+            self.drop(key)
+
     def written(self, size: int, parts: Sequence[Buffer], offsets: Sequence[int]) -> Segment:
         """Write parts into shared memory of ours.
 

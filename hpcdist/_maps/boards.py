@@ -69,7 +69,7 @@ class Boards(Service):
 
     def attach(self, pid: int, address: Address) -> None:
         """Open the board of a process, if it can be reached from here."""
-        if pid in self.others or address is None:
+        if pid in self.others or address is None or pid in self.node.members.gone:
             return
         path, cookie = address
         try:

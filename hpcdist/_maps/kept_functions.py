@@ -78,8 +78,8 @@ class KeptFunctions(Service):
 
     def _keep(self, token: Token, value: object) -> None:
         with self._arrived:
-            is_late = token in self._forgotten or (value is _UNMAPPED and token in self._kept)
-            if not is_late:
+            is_late = value is _UNMAPPED and token in self._kept
+            if not is_late and not self._is_dropped(token):
                 self._kept[token] = value
             self._arrived.notify_all()
 
@@ -92,7 +92,7 @@ class KeptFunctions(Service):
         """
         found = self._kept.get(token)
         if found is None:
-            is_settled = lambda: token in self._kept or token in self._forgotten
+            is_settled = lambda: token in self._kept or self._is_dropped(token)
             with self._arrived:
                 self._arrived.wait_for(is_settled, _PATIENCE)
                 found = self._kept.get(token)
@@ -117,9 +117,13 @@ class KeptFunctions(Service):
     def call_first(self, token: Token, f: Any, args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
         """Keep a function and call it."""
         with self._arrived:
-            if token not in self._forgotten:
+            if not self._is_dropped(token):
                 self._kept[token] = f
         return f(*args, **kw)
+
+    def _is_dropped(self, token: Token) -> bool:
+        """Tell whether its sender has dropped it, or has died: what it had sent may come later."""
+        return token in self._forgotten or token[0] in self.node.members.gone
 
     def _on_death(self, pid: int) -> None:
         self.forget([token for token in list(self._kept) if token[0] == pid])

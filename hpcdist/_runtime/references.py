@@ -75,7 +75,11 @@ class Reference:
     def _let_go(self) -> None:
         """Count this process's copies down at the owner."""
         if self._held:
-            self._references.let_go(self)
+            try:
+                self._references.let_go(self)
+            finally:
+                if self._held:  # an interrupt came first, which a finaliser does not outlive
+                    self._references.let_go(self)
 
 
 class References(Service):

@@ -281,3 +281,15 @@ def test_an_item_that_failed_does_not_wait_for_a_busier_worker(seed: int) -> Non
         begin = sim.now
         assert len(set(sim.node(1).run(attempts))) == 1
         assert sim.now - begin < 101
+
+
+def test_a_function_that_comes_from_the_dead_is_not_kept() -> None:
+    """It was under way while its sender died: the word of that came by another way."""
+    with Simulation(nodes=3, seed=5) as sim:
+        sim.delay(0.5, between=[2, 3])
+        sim.node(2).start(lambda: pmap(abs, range(4), pool=WorkerPool([3])))
+        sim.advance(0.1)
+        sim.kill(2)
+        sim.advance(5)
+        assert not sim.node(3).node.service(KeptFunctions)._kept
+        assert sim.node(1).run(lambda: pmap(abs, range(4))) == [0, 1, 2, 3]
