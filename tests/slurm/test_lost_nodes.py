@@ -52,3 +52,5 @@ def test_a_lost_node(slurm: Slurm, accident: str) -> None:
     assert all(says(driver, "whys")["whys"])
     slurm.heal_node(2)
     eventually(lambda: not slurm.jobs(), 60)
+    # Slurm's daemons of steps there could reach nobody, and try again after ever longer times.
+    eventually(lambda: not slurm.processes(), 60)
