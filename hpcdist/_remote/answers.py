@@ -13,7 +13,7 @@ from hpcdist import _errors
 from hpcdist._frames import drop_frames
 from hpcdist._remote.cells import Cells
 from hpcdist._runtime.node import Node, Service
-from hpcdist._runtime.references import References
+from hpcdist._runtime.references import Reference, References
 from hpcdist._runtime.running import Runners, Unpacked
 from hpcdist._runtime.turns import Call
 from hpcdist._transport.contracts import Slot
@@ -84,12 +84,11 @@ class Answers(Service):
             size = int.from_bytes(view[:4], "little")
             self.functions.define(aux, bytes(view[4 : 4 + size]))
             body = view[4 + size :]
+        refs: Sequence[Reference] = ()
         if flags & REFS:
             refs, body = self._references.arrive(body)
-            call = Call(self._run, peer, flags, ident, aux, body, buffers)
-            call.refs = refs
-        else:
-            call = Call(self._run, peer, flags, ident, aux, body, buffers)
+        call = Call(self._run, peer, flags, ident, aux, body, buffers)
+        call.refs = refs
         if flags & ASYNC:
             self._others.start(call)
         else:

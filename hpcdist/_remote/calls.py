@@ -249,9 +249,7 @@ class Calls(Service):
             peer.hurry()
         else:
             node.fail(ident, future)
-        peer.calls += 1  # as `keep_pace` does
-        if peer.sent + CALL_SIZE * peer.calls >= peer.next_mark:
-            self._pacing.keep(peer)
+        self.keep_pace(peer)
         return future
 
     def remotecall_fetch(self, f: Any, where: Any, args: Arguments, kw: Keywords) -> Any:
@@ -268,9 +266,7 @@ class Calls(Service):
         if pid == node.me:
             self._call_here(f, args, kw, ident, FETCH, slot)
         else:
-            peer = node.peers.get(pid) or node.peer(pid)
-            if not peer.alive or node.forbidden is not None:
-                peer = node.peer(pid)  # which says why it may not be called
+            peer = node.peer(pid)
             if peer.plane is not None:
                 peer.plane.rouse(peer.rank)  # it wakes while we get ready
             slot.since = self._now()

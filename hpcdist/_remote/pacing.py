@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from hpcdist import _config
@@ -43,12 +42,14 @@ class Pacing:
         peer.next_mark = peer.sent + CALL_SIZE * peer.calls + self._step
         if is_first:
             return
-        marks = self._marks.setdefault(peer.pid, deque())
         mark = Slot(peer.pid)
-        with suppress(ProcessExitedException, ValueError):  # what was called knows it, too
+        try:
             self._ask(mark, _begin, peer.pid, ())
-            mark.called = ""  # it is no call of the user's
-            marks.append(mark)
+        except (ProcessExitedException, ValueError):  # dead: the futures of its calls say so
+            return
+        mark.called = ""  # it is no call of the user's
+        marks = self._marks.setdefault(peer.pid, deque())
+        marks.append(mark)
         while len(marks) > _MARKS:
             oldest = marks[0]
             self._node.wait(oldest)
